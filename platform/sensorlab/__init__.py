@@ -1,0 +1,3 @@
+"""sensorlab: a Ray-based experimentation platform for perception research."""
+
+__version__ = "0.1.0"

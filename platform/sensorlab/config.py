@@ -1,0 +1,211 @@
+"""Configuration: strict typed models, YAML files, dotted overrides and the digest that identifies a configuration.
+
+Every component declares its own ``Config`` next to its code by subclassing :class:`StrictModel`; an experiment is a
+tree of them. A configuration is complete: what is not written in the YAML file has the default that the class states,
+and :func:`digest` covers both. Nothing is read from anywhere else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sensorlab.errors import UserError
+
+ModelT = TypeVar("ModelT", bound="StrictModel")
+
+
+class StrictModel(BaseModel):
+    """Base of every configuration class: immutable, no coercion, unknown keys refused."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", validate_default=True)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads ``1e-3`` as a number, as every user expects."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise UserError(f"key {key!r} is written twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+def _register_float(loader: type[yaml.SafeLoader]) -> None:
+    import re
+
+    # YAML 1.1 reads "1e-3" as a string; accept every usual way to write a float.
+    pattern = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d+([eE][-+]?\d+)?)$")
+    loader.add_implicit_resolver("tag:yaml.org,2002:float", pattern, list("-+0123456789."))
+
+
+_register_float(_UniqueKeyLoader)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse one YAML document with the rules above. Raises ``UserError`` with the position of a syntax error."""
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"not valid YAML: {error}") from error
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping from ``path``. A ``base:`` key names another file, relative to this one, to start from.
+
+    Raises:
+        UserError: the file is missing, not YAML, not a mapping, or its chain of bases loops.
+    """
+    return _load_chain(Path(path).resolve(), ())
+
+
+def _load_chain(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise UserError(f"{path}: 'base' loops: {' -> '.join(p.name for p in (*seen, path))}")
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping at the top, found {type(content).__name__}")
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    return merge(_load_chain((path.parent / base).resolve(), (*seen, path)), content)
+
+
+def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep merge: mappings are merged key by key, everything else is replaced. Inputs stay untouched."""
+    merged = dict(base)
+    for key, value in update.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Apply command-line overrides such as ``optim.lr=1e-3`` or ``task.grid.z=[-50, 50]`` to a nested mapping.
+
+    Values are YAML. Whether the key exists is decided by the schema, in :func:`validate`.
+
+    Raises:
+        UserError: an override without ``=``, or one that goes through a value that is not a mapping.
+    """
+    result = dict(tree)
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals or not dotted:
+            raise UserError(f"override {override!r}: expected key=value, for example optim.lr=1e-3")
+        result = merge(result, nested(dotted, parse_yaml(text)))
+    return result
+
+
+def nested(dotted: str, value: Any) -> dict[str, Any]:
+    """``nested("a.b", 1)`` is ``{"a": {"b": 1}}``."""
+    for key in reversed(dotted.split(".")):
+        value = {key: value}
+    return value
+
+
+def lookup(tree: Mapping[str, Any], dotted: str) -> Any:
+    """Value of a dotted key in a nested mapping; ``KeyError`` if it is not there."""
+    value: Any = tree
+    for key in dotted.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            raise KeyError(dotted)
+        value = value[key]
+    return value
+
+
+def validate(model: type[ModelT], tree: Mapping[str, Any], where: str = "configuration") -> ModelT:
+    """Build ``model`` from a nested mapping.
+
+    Raises:
+        UserError: one line per fault, each naming the dotted key, what was found, and for an unknown key the nearest
+            valid one.
+    """
+    try:
+        # YAML has no tuples; validating the JSON form lets strict models accept lists for them.
+        return model.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        lines = [_explain(model, dict(fault)) for fault in error.errors()]
+        raise UserError(f"{where} is not valid:\n  " + "\n  ".join(lines)) from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where} holds a value that YAML/JSON cannot express: {error}") from error
+
+
+def _explain(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
+    location = [str(part) for part in fault["loc"]]
+    dotted = ".".join(location)
+    if fault["type"] == "extra_forbidden":
+        valid = _fields_at(model, location[:-1])
+        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys here: {', '.join(sorted(valid))}"
+        return f"{dotted}: unknown key; {hint}"
+    if fault["type"] == "missing":
+        return f"{dotted}: missing"
+    return f"{dotted}: {fault['msg']} (found {fault['input']!r})"
+
+
+def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Field names of the (possibly nested) model at ``location``; union tags in the location are skipped."""
+    current: list[type[BaseModel]] = [model]
+    for part in location:
+        following: list[type[BaseModel]] = []
+        for candidate in current:
+            if part in candidate.model_fields:
+                following += _models_in(candidate.model_fields[part].annotation)
+        if following:
+            current = following
+    return sorted({name for candidate in current for name in candidate.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    found: list[type[BaseModel]] = []
+    for argument in getattr(annotation, "__args__", ()):
+        found += _models_in(argument)
+    return found
+
+
+def as_dict(config: BaseModel) -> dict[str, Any]:
+    """The complete configuration as plain JSON types."""
+    return config.model_dump(mode="json")
+
+
+def canonical_json(tree: Any) -> str:
+    """One text per value: sorted keys, no spaces, no NaN."""
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(config: BaseModel | Mapping[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of the canonical JSON of a configuration."""
+    tree = as_dict(config) if isinstance(config, BaseModel) else config
+    return hashlib.sha256(canonical_json(tree).encode()).hexdigest()[:16]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping to ``{dotted key: leaf}``."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat

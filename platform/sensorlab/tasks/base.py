@@ -1,0 +1,90 @@
+"""The task contract: what one batch means.
+
+A task turns samples into arrays, builds the model, and says what is minimised, measured and drawn. It knows nothing
+of workers, checkpoints or Ray. Adding a task means adding one module ``sensorlab/tasks/<name>`` that defines ``Task``
+(a subclass of :class:`BaseTask`) with a ``Config``, its configuration files and its tests; nothing else changes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from sensorlab.config import StrictModel
+from sensorlab.data.random_streams import SampleRandom
+from sensorlab.data.sample import Sample
+from sensorlab.errors import UserError
+from sensorlab.metrics.base import Metric
+
+Arrays = dict[str, np.ndarray]
+Batch = dict[str, Tensor]
+Outputs = dict[str, Tensor]
+
+
+class BaseTask(ABC):
+    """Contract of every task. Instances are immutable, picklable and cheap; models are made by ``build_model``."""
+
+    Config: ClassVar[type[StrictModel]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the sample schema that ``transform`` needs; the stream reads no others."""
+
+    @abstractmethod
+    def transform(self, sample: Sample, random: SampleRandom, training: bool) -> Arrays:
+        """Decode, augment and label one sample. Pure: equal arguments give equal bytes. No batch dimension."""
+
+    def collate(self, items: Sequence[Arrays]) -> Arrays:
+        """Stack transformed samples along a new first dimension. Override for ragged arrays (values + offsets)."""
+        return {name: np.stack([item[name] for item in items]) for name in items[0]}
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """The model with its initial (or imported) weights. The caller has seeded torch."""
+
+    @abstractmethod
+    def forward(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Run the model on one batch; also used for evaluation (``model.training`` tells)."""
+
+    @abstractmethod
+    def losses(self, model: nn.Module, outputs: Outputs, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(terms, extras): the objective is the sum of the scalar terms; extras are scalars that are only recorded.
+
+        A loss is a mean over the samples of the batch, so that gradient averaging over workers and micro-batches
+        keeps its meaning.
+        """
+
+    @abstractmethod
+    def metrics(self) -> dict[str, Metric]:
+        """Fresh accumulators by name. Reported names are ``<name>`` from ``compute`` of each."""
+
+    @abstractmethod
+    def panels(self, outputs: Outputs, batch: Batch) -> list[tuple[str, np.ndarray]]:
+        """Pictures of a batch: (title, (H, W, 3) uint8), one per sample at most."""
+
+
+def task_names() -> list[str]:
+    """Names of the tasks that exist: the modules of this package that define ``Task``."""
+    package = importlib.import_module("sensorlab.tasks")
+    return sorted(info.name for info in pkgutil.iter_modules(package.__path__) if info.name not in {"base"})
+
+
+def task_class(name: str) -> type[BaseTask]:
+    """The ``Task`` class of ``sensorlab.tasks.<name>``.
+
+    Raises:
+        UserError: there is no such task; the message lists those that exist.
+    """
+    if name not in task_names():
+        raise UserError(f"task {name!r} does not exist; tasks: {', '.join(task_names())}")
+    return importlib.import_module(f"sensorlab.tasks.{name}").Task
