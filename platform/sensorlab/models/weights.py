@@ -1,0 +1,194 @@
+"""Import of weights from files: pretrained backbones, published checkpoints, earlier runs.
+
+Names may differ between file and model, and layers may have been added or removed; what happened to every tensor is
+reported. Files are ``.safetensors``, or PyTorch checkpoints that hold tensors and plain containers only: pickled
+objects can run code when they are read, so they are refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from sensorlab.errors import UserError
+
+# Keys under which checkpoints nest their state dict, and the prefix that (Distributed)DataParallel leaves on names.
+NESTS = ("model_state_dict", "state_dict", "model")
+PARALLEL_PREFIX = "module."
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What happened to each tensor of the model and of the file. Names are the model's where it has them."""
+
+    path: str
+    loaded: tuple[str, ...]
+    skipped: dict[str, str]  # in both, not loaded: name -> reason
+    missing: tuple[str, ...]  # in the model, not in the file
+    unexpected: tuple[str, ...]  # in the file, not in the model
+
+    def __str__(self) -> str:
+        total = len(self.loaded) + len(self.skipped) + len(self.missing)
+        lines = [f"weights from {self.path}: {len(self.loaded)} of the model's {total} tensors loaded"]
+        rows: list[tuple[str, Sequence[str]]] = [("loaded", self.loaded)]
+        reasons = sorted(set(self.skipped.values()))
+        rows += [(f"skipped: {reason}", [n for n, r in self.skipped.items() if r == reason]) for reason in reasons]
+        rows += [("missing", self.missing), ("unexpected", self.unexpected)]
+        rows = [(status, names) for status, names in rows if names]
+        width = max(len(status) for status, _ in rows)
+        lines += [f"  {status:<{width}}  {len(names):>5}  {_summarise(names)}" for status, names in rows]
+        return "\n".join(lines)
+
+
+def load_weights(
+    model: nn.Module,
+    path: str | Path,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rename: Sequence[tuple[str, str]] = (),
+    on_shape_mismatch: Literal["error", "skip"] = "error",
+) -> LoadReport:
+    """Copy the tensors of a file into a model, by name.
+
+    All checks come before the first copy: after an error the model is as it was.
+
+    Args:
+        model: changed in place; values are converted to the dtype and device of its tensors.
+        path: ``.safetensors`` file or PyTorch checkpoint (any other suffix).
+        include: regular expressions; if given, only names in which one of them is found are loaded.
+        exclude: regular expressions; names in which one of them is found are skipped. Wins over ``include``.
+        rename: (regular expression, replacement) pairs, applied in turn to each name of the file. ``include`` and
+            ``exclude`` look at the result.
+        on_shape_mismatch: "skip" leaves tensors of another shape at their present values.
+
+    Raises:
+        UserError: the file does not exist, cannot be read or needs code to be read; a pattern is invalid; two names
+            become one; shapes differ (with "error"); nothing is left to load.
+    """
+    path = Path(path)
+    source = _rename_keys(read_state_dict(path), rename, path)
+    target = model.state_dict()
+    include_patterns, exclude_patterns = _compile(include), _compile(exclude)
+
+    loaded, mismatched, missing = [], [], []
+    skipped: dict[str, str] = {}
+    for name, tensor in target.items():
+        if name not in source:
+            missing.append(name)
+        elif any(pattern.search(name) for pattern in exclude_patterns):
+            skipped[name] = "excluded"
+        elif include_patterns and not any(pattern.search(name) for pattern in include_patterns):
+            skipped[name] = "not included"
+        elif source[name].shape != tensor.shape:
+            skipped[name] = "shape differs"
+            mismatched.append(f"{name}: file {tuple(source[name].shape)}, model {tuple(tensor.shape)}")
+        else:
+            loaded.append(name)
+    if mismatched and on_shape_mismatch == "error":
+        raise UserError(
+            f"{path}: shapes of {len(mismatched)} tensors differ from the model's: {'; '.join(mismatched[:3])}"
+            f"{'; ...' if len(mismatched) > 3 else ''}. Exclude them or skip tensors whose shape differs."
+        )
+    if not loaded:
+        raise UserError(
+            f"{path}: no tensor can be loaded. The file (after renaming) has {_examples(source)}; "
+            f"the model has {_examples(target)}. Check the file, rename, include and exclude."
+        )
+    with torch.no_grad():
+        for name in loaded:
+            target[name].copy_(source[name])
+    unexpected = tuple(name for name in source if name not in target)
+    return LoadReport(str(path), tuple(loaded), skipped, tuple(missing), unexpected)
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, without the nests and prefixes that trainers put around them.
+
+    Raises:
+        UserError: missing file, unreadable file, a file that needs code to be read, or one without tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"weights file {path} does not exist")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    while isinstance(content, Mapping):
+        nest = next((key for key in NESTS if isinstance(content.get(key), Mapping)), None)
+        if nest is None:
+            break
+        content = content[nest]
+    tensors = {}
+    if isinstance(content, Mapping):
+        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(
+            f"{path}: holds no state dict (a mapping from names to tensors), at the top or under {', '.join(NESTS)}"
+        )
+    if all(name.startswith(PARALLEL_PREFIX) for name in tensors):
+        tensors = {name.removeprefix(PARALLEL_PREFIX): value for name, value in tensors.items()}
+    return tensors
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        return safetensors.torch.load_file(path, device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Raised both for objects that are refused and for files that are no checkpoint at all.
+        raise UserError(
+            f"{path}: refused: not a checkpoint of plain tensors. Either it is no PyTorch checkpoint or it holds "
+            "pickled objects, which can run code when they are read. Save its state dict as .safetensors instead."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read as a PyTorch checkpoint ({error})") from error
+
+
+def _rename_keys(source: Mapping[str, Tensor], rename: Sequence[tuple[str, str]], path: Path) -> dict[str, Tensor]:
+    rules = list(zip(_compile(pattern for pattern, _ in rename), (text for _, text in rename), strict=True))
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in source.items():
+        new_name = name
+        for pattern, replacement in rules:
+            try:
+                new_name = pattern.sub(replacement, new_name)
+            except (re.error, IndexError) as error:
+                raise UserError(f"rename: invalid replacement {replacement!r} ({error})") from error
+        if new_name in renamed:
+            raise UserError(f"{path}: renaming gives two tensors the name {new_name!r}; make the patterns narrower")
+        renamed[new_name] = tensor
+    return renamed
+
+
+def _compile(patterns: Iterable[str]) -> list[re.Pattern[str]]:
+    compiled = []
+    for pattern in patterns:
+        try:
+            compiled.append(re.compile(pattern))
+        except re.error as error:
+            raise UserError(f"invalid regular expression {pattern!r} for tensor names ({error})") from error
+    return compiled
+
+
+def _examples(names: Mapping[str, Tensor]) -> str:
+    return f"{len(names)} tensors such as {', '.join(list(names)[:2])}"
+
+
+def _summarise(names: Sequence[str]) -> str:
+    """Names grouped by their first two components: ``encoder.backbone (267), encoder.layer3 (114)``."""
+    groups = Counter(".".join(name.split(".")[:-1][:2]) or name for name in names)
+    return ", ".join(f"{group} ({count})" if count > 1 else group for group, count in groups.items())
