@@ -1,0 +1,236 @@
+"""Start a local Ray cluster or attach to one, so that every worker finds this package and every wait is finite.
+
+The same script runs in three places:
+
+* on a laptop: nothing is running, a private local cluster is started (token authentication, loopback only);
+* with ``RAY_ADDRESS`` set: it attaches to that cluster and ships the package to its workers;
+* as the entrypoint of ``ray job submit --working-dir .``: the same, the job sets ``RAY_ADDRESS`` itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sensorlab.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+OUTPUT_ROOT_VARIABLE = "SENSORLAB_OUTPUT_ROOT"
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the entrypoint of a submitted job
+
+# Read by Ray in the driver, in its controllers and in its workers; a value that the user has set wins. Each limit
+# that Ray leaves open (or at half an hour) has a finite value here: what does not make progress must end with an error.
+ENVIRONMENT: dict[str, str] = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also the rate at which reports are drained; 2 s by default
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
+    "RAY_DATA_USE_DATASOURCE_V2": "0",  # the new source starts 32 actors per epoch and is not deterministic
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # keep the working directory, so that relative paths mean what the user wrote
+    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 the old reporter is the silent one
+    "TUNE_GLOBAL_CHECKPOINT_S": "2",  # a killed driver forgets at most this much of the sweep's state
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "20",  # a stopped trial may take this long to close its run before actor reuse
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the driver is connected to."""
+
+    address: str
+    local: bool
+    nodes: tuple[dict[str, float], ...]
+    """Resources of each living node, e.g. ``{"CPU": 2.0, "GPU": 1.0}``."""
+
+    @property
+    def cpus(self) -> float:
+        return sum(node.get("CPU", 0.0) for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        return sum(node.get("GPU", 0.0) for node in self.nodes)
+
+
+def in_job() -> bool:
+    """Whether this process is the entrypoint of a submitted Ray job."""
+    return _JOB_VARIABLE in os.environ
+
+
+def output_root(configured: str) -> Path:
+    """Absolute directory for runs, sweeps and the tracking store.
+
+    A relative path counts from the working directory; but the working directory of a submitted job is a copy that Ray
+    deletes, so there it counts from the home directory of the head (``sensorlab-outputs``).
+    ``SENSORLAB_OUTPUT_ROOT`` wins over both.
+
+    Raises:
+        UserError: the directory cannot be created or written.
+    """
+    if os.environ.get(OUTPUT_ROOT_VARIABLE):
+        root = Path(os.environ[OUTPUT_ROOT_VARIABLE]).expanduser().absolute()
+    elif in_job() and not Path(configured).expanduser().is_absolute():
+        root = Path.home() / "sensorlab-outputs"
+        print(
+            f"a submitted job runs in a directory that is deleted; results go to {root} (set {OUTPUT_ROOT_VARIABLE} to change that)"
+        )
+    else:
+        root = Path(configured).expanduser().absolute()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the output directory {root}: {error.strerror}; "
+            f"set output_dir or {OUTPUT_ROOT_VARIABLE} to a directory that you may write to"
+        ) from error
+    return root
+
+
+def runtime_env(local: bool) -> dict[str, Any]:
+    """Runtime environment that makes ``import sensorlab`` work in every worker, whether or not it is installed there.
+
+    A local cluster reads the package in place. Another cluster gets a copy (content-addressed, so an unchanged
+    package is uploaded once): its nodes may not see this file system, and with ``--working-dir .`` the package lies
+    in ``platform/``, which is not on the workers' path.
+    """
+    variables = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
+    if local:
+        previous = os.environ.get("PYTHONPATH")
+        variables["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *([previous] if previous else [])])
+        return {"env_vars": variables}
+    job = json.loads(os.environ.get(_JOB_VARIABLE, "{}")).get("runtime_env", {})
+    # Ray refuses a second value for what the submitter has set; then the submitter decides.
+    environment: dict[str, Any] = {
+        "env_vars": {name: value for name, value in variables.items() if name not in job.get("env_vars", {})}
+    }
+    if "py_modules" not in job:
+        environment["py_modules"] = [str(PACKAGE)]
+    return environment
+
+
+def connect(
+    *,
+    address: str | None = None,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    dashboard: bool = False,
+) -> Cluster:
+    """Attach to ``address`` (default: ``RAY_ADDRESS``) or, when there is none, start a local cluster.
+
+    Args:
+        address: Ray address such as ``10.0.0.1:6379`` or ``auto``.
+        num_cpus: CPUs of a local cluster; default: as many as this process may use. Ignored when attaching.
+        num_gpus: GPUs of a local cluster; default: all visible ones. Ignored when attaching.
+        dashboard: start the dashboard of a local cluster. Must be on when worker groups run inside of a sweep: Ray
+            asks it which trials live before it frees the resources of a dead one.
+
+    Raises:
+        UserError: no cluster answers at the address, the token is not the cluster's, or the Ray versions differ.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    address = address or os.environ.get("RAY_ADDRESS")
+    local = not address
+    if local:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+    import ray
+
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    options: dict[str, Any] = {
+        "address": address or "local",
+        "runtime_env": runtime_env(local),
+        "log_to_driver": False,  # workers write to files; a run reports through its progress and its tracking run
+        "logging_level": logging.ERROR,
+        "ignore_reinit_error": True,
+    }
+    if local:
+        options |= {
+            "num_cpus": num_cpus if num_cpus is not None else _usable_cpus(),
+            "include_dashboard": dashboard,
+            "dashboard_host": "127.0.0.1",
+        }
+        if num_gpus is not None:
+            options["num_gpus"] = num_gpus
+    try:
+        with _quiet_unless_failing():
+            context = ray.init(**options)
+    except Exception as error:
+        message = _explain(error, address)
+        if message is None:
+            raise
+        raise UserError(message) from error
+    nodes = tuple(dict(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    return Cluster(context.address_info["gcs_address"], local, nodes)
+
+
+def disconnect() -> None:
+    """Leave the cluster; a local one ends with it."""
+    import ray
+
+    ray.shutdown()
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _explain(error: BaseException, address: str | None) -> str | None:
+    """One clear message for the mistakes that users make when they attach; ``None`` for anything else."""
+    texts = []
+    cause: BaseException | None = error
+    while cause is not None:
+        texts.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__ or cause.__context__
+    text = "\n".join(texts)
+    where = f"the Ray cluster at {address}"
+    if "AuthenticationError" in text or "InvalidAuthToken" in text or "Unauthenticated" in text:
+        return (
+            f"{where} refused the authentication token. Set RAY_AUTH_MODE=token and give the token of that cluster in "
+            "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token (`ray get-auth-token` on the head prints it)"
+        )
+    if "Version mismatch" in text or "version mismatch" in text:
+        return f"{where} runs other versions than this process: {error}"
+    if isinstance(error, ConnectionError | TimeoutError) or "Failed to connect to GCS" in text:
+        return (
+            f"{where} does not answer. Check the address and that the head is running (`ray status`), "
+            "or unset RAY_ADDRESS to start a local cluster"
+        )
+    return None
+
+
+@contextmanager
+def _quiet_unless_failing() -> Iterator[None]:
+    """Hold back what Ray's native code writes to stderr; print it only if something unexpected happens."""
+    try:
+        descriptor = sys.__stderr__.fileno() if sys.__stderr__ else 2
+        saved = os.dup(descriptor)
+    except (OSError, ValueError):  # no real stderr, for example under some test runners
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), descriptor)
+        try:
+            yield
+        except Exception as error:
+            if _explain(error, None) is None:
+                held.seek(0)
+                os.write(saved, held.read())
+            raise
+        finally:
+            os.dup2(saved, descriptor)
+            os.close(saved)

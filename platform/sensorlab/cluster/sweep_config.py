@@ -1,0 +1,242 @@
+"""The ``sweep`` section of an experiment file: what is searched, how, and for how long.
+
+    sweep:
+      objective: val/iou
+      num_trials: 12
+      space:
+        optim.lr: {loguniform: [1.0e-4, 3.0e-3]}
+        task.encoder: {choice: [res18, res50]}
+
+The space is checked against the experiment's schema before anything starts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from sensorlab.config import StrictModel, apply_overrides, canonical_json, lookup, merge, nested, parse_yaml, validate
+from sensorlab.errors import UserError
+
+_SPACE_PREFIX = "sweep.space."
+
+
+class Dimension(StrictModel):
+    """Values of one searched key: exactly one of these."""
+
+    choice: tuple[Any, ...] | None = None  # one of the listed values
+    uniform: tuple[float, float] | None = None  # [low, high)
+    loguniform: tuple[float, float] | None = None  # [low, high), uniform in the logarithm
+    quniform: tuple[float, float, float] | None = None  # low, high, multiples of the third number
+    integer: tuple[int, int] | None = None  # low ... high, both included
+    loginteger: tuple[int, int] | None = None  # low ... high, uniform in the logarithm
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Dimension:
+        kinds = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}; found {', '.join(kinds) or 'none'}")
+        values = getattr(self, kinds[0])
+        if self.choice is not None:
+            if not values:
+                raise ValueError("choice needs at least one value")
+            if len({canonical_json(value) for value in values}) < len(values):
+                raise ValueError("choice lists a value twice")
+        elif values[0] >= values[1]:
+            raise ValueError(f"{kinds[0]}: the lower bound {values[0]} is not below the upper bound {values[1]}")
+        elif kinds[0] in ("loguniform", "loginteger") and values[0] <= 0:
+            raise ValueError(f"{kinds[0]}: bounds must be positive")
+        elif self.quniform is not None and not 0 < values[2] <= values[1] - values[0]:
+            raise ValueError("quniform: the quantum must be positive and not larger than the range")
+        return self
+
+    @property
+    def is_log(self) -> bool:
+        return self.loguniform is not None or self.loginteger is not None
+
+    def samples(self) -> tuple[Any, ...]:
+        """Values that stand for all others when the dimension is checked: every choice, or both ends."""
+        if self.choice is not None:
+            return self.choice
+        bounds = self.uniform or self.loguniform or self.integer or self.loginteger
+        return bounds if bounds is not None else (self.quniform or ())[:2]
+
+
+class AshaConfig(StrictModel):
+    """Asynchronous successive halving: a trial below the top 1/reduction of its rung is stopped."""
+
+    grace_epochs: int = Field(default=1, ge=1)  # no trial is stopped before
+    reduction: float = Field(default=3.0, gt=1.0)
+    brackets: int = Field(default=1, ge=1)
+
+
+class SweepConfig(StrictModel):
+    """A search over an experiment."""
+
+    space: dict[str, Dimension] = Field(min_length=1)  # dotted key of the experiment -> values
+    algorithm: Literal["random", "grid", "optuna"] = "random"
+    scheduler: Literal["asha", "none"] = "asha"
+    asha: AshaConfig = AshaConfig()
+    num_trials: int = Field(default=8, ge=1)  # ignored by grid, which runs every combination
+    max_concurrent: int | None = Field(default=None, ge=1)  # None: as many as fit
+    objective: str = "val/iou"
+    mode: Literal["min", "max"] = "max"
+    seed: int = 0
+    time_budget_s: float | None = Field(default=None, gt=0)  # no new results after this time; running trials are stopped
+    max_failures: int = Field(default=2, ge=0)  # restarts of one trial after a crash; it continues from its checkpoint
+
+    @model_validator(mode="after")
+    def _grid_has_choices(self) -> SweepConfig:
+        if self.algorithm == "grid":
+            for key, dimension in self.space.items():
+                if dimension.choice is None:
+                    raise ValueError(f"algorithm grid needs 'choice' for every key; {key} has a range")
+        keys = sorted(self.space)
+        for first, second in itertools.pairwise(keys):
+            if second.startswith(f"{first}."):
+                raise ValueError(f"{second} lies inside of {first}, which is searched as a whole")
+        return self
+
+    @property
+    def total_trials(self) -> int:
+        if self.algorithm != "grid":
+            return self.num_trials
+        total = 1
+        for dimension in self.space.values():
+            total *= len(dimension.choice or ())
+        return total
+
+
+def split_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Apply command-line overrides to an experiment file with a ``sweep`` section.
+
+    ``sweep.space.optim.lr={uniform: [0.1, 0.2]}`` replaces the values of one searched key (whose name contains dots),
+    ``sweep.space.optim.lr=null`` takes it out of the search.
+
+    Returns:
+        (experiment tree, sweep tree, dotted keys that the overrides set in the experiment).
+
+    Raises:
+        UserError: no ``sweep`` section, or a malformed override.
+    """
+    plain = [item for item in overrides if not item.startswith(_SPACE_PREFIX)]
+    experiment = apply_overrides(tree, plain)
+    if not isinstance(experiment.get("sweep"), Mapping):
+        raise UserError("the experiment file has no 'sweep' section; train_bev.py runs a single experiment")
+    sweep = dict(experiment.pop("sweep"))
+    space = dict(sweep.get("space") or {})
+    for item in overrides:
+        if item.startswith(_SPACE_PREFIX):
+            key, equals, text = item[len(_SPACE_PREFIX) :].partition("=")
+            if not equals or not key:
+                raise UserError(f"override {item!r}: expected {_SPACE_PREFIX}KEY={{choice: [...]}} or =null")
+            value = parse_yaml(text)
+            if value is None:
+                space.pop(key, None)
+            else:
+                space[key] = value
+    sweep["space"] = space
+    fixed = [item.partition("=")[0] for item in plain if not item.startswith("sweep.")]
+    return experiment, sweep, fixed
+
+
+def check_space(
+    sweep: SweepConfig,
+    base: Mapping[str, Any],
+    build: Callable[[Mapping[str, Any], str], StrictModel],
+    fixed: Iterable[str] = (),
+) -> None:
+    """Check every searched key and value against the experiment's schema.
+
+    Args:
+        sweep: the search.
+        base: complete experiment as plain data (every key present).
+        build: makes the typed experiment of a tree, raising ``UserError``; its second argument names the tree.
+        fixed: dotted keys that the command line sets.
+
+    Raises:
+        UserError: unknown key (the nearest valid one is named), value of a wrong type or out of bounds, a key both
+            searched and set.
+    """
+    for key, dimension in sweep.space.items():
+        for override in fixed:
+            if key == override or key.startswith(f"{override}.") or override.startswith(f"{key}."):
+                raise UserError(
+                    f"{key} is searched by the sweep, so {override}=... cannot set it; "
+                    f"add sweep.space.{key}=null to take it out of the search"
+                )
+        for value in dimension.samples():
+            build(merge(base, nested(key, value)), f"sweep.space: {key}={value!r}")
+
+
+def resolve(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The experiment of a trial: ``base`` with the sampled values put in."""
+    tree = dict(base)
+    for key, value in values.items():
+        tree = merge(tree, nested(key, value))
+    return tree
+
+
+def log_scaled(sweep: SweepConfig) -> tuple[str, ...]:
+    """Keys that are searched on a logarithmic scale."""
+    return tuple(key for key, dimension in sweep.space.items() if dimension.is_log)
+
+
+def load_sweep(sweep: Mapping[str, Any]) -> SweepConfig:
+    """The typed ``sweep`` section. Raises ``UserError``."""
+    return validate(SweepConfig, dict(sweep), "sweep")
+
+
+# Tune and Optuna handle scalars well; a list or a mapping among the choices travels as JSON text behind this mark.
+_JSON_MARK = "json:"
+
+
+def encode_choice(value: Any) -> Any:
+    return f"{_JSON_MARK}{canonical_json(value)}" if isinstance(value, list | tuple | Mapping) else value
+
+
+def decode_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampled values as plain Python data, sorted by key; the inverse of :func:`encode_choice`."""
+    decoded: dict[str, Any] = {}
+    for key in sorted(values):
+        value = values[key]
+        if isinstance(value, str) and value.startswith(_JSON_MARK):
+            value = json.loads(value[len(_JSON_MARK) :])
+        elif hasattr(value, "item"):  # numpy scalars of the samplers
+            value = value.item()
+        decoded[key] = value
+    return decoded
+
+
+def tune_space(sweep: SweepConfig) -> dict[str, Any]:
+    """The search space in Tune's terms, which every algorithm here understands."""
+    from ray import tune
+
+    space: dict[str, Any] = {}
+    for key, dimension in sweep.space.items():
+        if dimension.choice is not None:
+            values = [encode_choice(value) for value in dimension.choice]
+            space[key] = tune.grid_search(values) if sweep.algorithm == "grid" else tune.choice(values)
+        elif dimension.uniform is not None:
+            space[key] = tune.uniform(*dimension.uniform)
+        elif dimension.loguniform is not None:
+            space[key] = tune.loguniform(*dimension.loguniform)
+        elif dimension.quniform is not None:
+            space[key] = tune.quniform(*dimension.quniform)
+        elif dimension.integer is not None:
+            space[key] = tune.randint(dimension.integer[0], dimension.integer[1] + 1)
+        elif dimension.loginteger is not None:
+            space[key] = tune.lograndint(dimension.loginteger[0], dimension.loginteger[1] + 1)
+    return space
+
+
+def is_default(base: Mapping[str, Any], key: str, value: Any) -> bool:
+    """Whether a sampled value is what the experiment would use anyway."""
+    try:
+        return canonical_json(lookup(base, key)) == canonical_json(value)
+    except KeyError:
+        return False
