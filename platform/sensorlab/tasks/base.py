@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -45,7 +45,10 @@ class BaseTask(ABC):
         """Decode, augment and label one sample. Pure: equal arguments give equal bytes. No batch dimension."""
 
     def collate(self, items: Sequence[Arrays]) -> Arrays:
-        """Stack transformed samples along a new first dimension. Override for ragged arrays (values + offsets)."""
+        """Stack transformed samples along a new first dimension. Override for ragged arrays (values + offsets).
+
+        The stream adds ``index`` (B,) int64, the row numbers of the samples in their split.
+        """
         return {name: np.stack([item[name] for item in items]) for name in items[0]}
 
     @abstractmethod
@@ -63,6 +66,12 @@ class BaseTask(ABC):
         A loss is a mean over the samples of the batch, so that gradient averaging over workers and micro-batches
         keeps its meaning.
         """
+
+    def split_samples(self, outputs: Outputs, batch: Batch) -> Iterator[tuple[Outputs, Batch]]:
+        """The samples of a batch one by one, as batches of one. Override where arrays are ragged."""
+        for i in range(len(batch["index"])):
+            one_outputs = {name: value[i : i + 1] for name, value in outputs.items()}
+            yield one_outputs, {name: value[i : i + 1] for name, value in batch.items()}
 
     @abstractmethod
     def metrics(self) -> dict[str, Metric]:

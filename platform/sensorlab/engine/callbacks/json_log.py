@@ -1,0 +1,46 @@
+"""Every reported number as one JSON line: ``run_dir/metrics.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sensorlab.engine.callbacks.base import Callback
+from sensorlab.engine.training import Training
+
+
+class JsonLog(Callback):
+    """Appends ``{"step", "epoch", <name>: value, ...}``; a resumed run has each line once.
+
+    The checkpoint holds the length of the file. Whatever the attempt that died wrote after its checkpoint is cut off,
+    because its steps are done again.
+    """
+
+    priority = 70
+
+    def __init__(self) -> None:
+        self._length = 0
+        self._path: Path | None = None
+
+    def on_fit_start(self, training: Training) -> None:
+        if training.workers.is_main:
+            self._path = training.run_dir / "metrics.jsonl"
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as stream:
+                stream.truncate(min(self._length, os.fstat(stream.fileno()).st_size))
+
+    def on_metrics(self, training: Training, metrics: Mapping[str, float], step: int) -> None:
+        if self._path is not None:
+            line = json.dumps({"step": step, "epoch": training.cursor.epoch, **metrics}) + "\n"
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(line)
+            self._length += len(line.encode())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"length": self._length}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._length = state.get("length", 0)

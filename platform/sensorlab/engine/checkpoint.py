@@ -1,0 +1,243 @@
+"""Checkpoints that are complete, verified and never torn.
+
+A checkpoint is a directory ``step-00000120/``:
+
+    <section>.safetensors   the tensors of one section of the state (model, optimizer, ema, ...)
+    state.json              everything else; a tensor is the reference {"$tensor": [section, key]}
+    MANIFEST.json           step, metrics, and bytes + SHA-256 of the files above; written last
+
+It is written under a temporary name, fsynced and renamed, so a directory with a manifest is whole unless something
+altered it afterwards, and then its digests tell. No pickle is written or read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sensorlab.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+_PREFIX = "step-"
+_MANIFEST = "MANIFEST.json"
+_STATE = "state.json"
+
+
+class CheckpointError(Exception):
+    """A checkpoint directory that cannot be trusted; the message names it and the fault."""
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What the manifest of a checkpoint says."""
+
+    path: Path
+    step: int
+    metrics: dict[str, float]
+
+
+def save(path: Path, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> None:
+    """Write ``state`` (nested dicts and lists of tensors and plain data) as the checkpoint directory ``path``.
+
+    Raises:
+        UserError: the disk is full or the directory cannot be written; nothing named ``path`` is left behind.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        tensors: dict[str, dict[str, torch.Tensor]] = {}
+        tree = {name: _split(value, name, "", tensors) for name, value in state.items()}
+        for section, named in tensors.items():
+            save_file(named, temporary / f"{section}.safetensors")
+        (temporary / _STATE).write_text(json.dumps(tree), encoding="utf-8")
+        files = {file.name: _describe(file) for file in sorted(temporary.iterdir())}
+        manifest = {"format": FORMAT_VERSION, "step": step, "metrics": dict(metrics), "files": files}
+        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for file in temporary.iterdir():
+            _fsync(file)
+        _fsync(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"cannot write the checkpoint {path}: {error}; free space or choose another output_dir"
+        ) from error
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The verified state of a checkpoint.
+
+    Raises:
+        CheckpointError: missing, torn, altered or foreign.
+    """
+    info = verify(path)
+    tensors = {file.stem: load_file(file, device=str(device)) for file in sorted(info.path.glob("*.safetensors"))}
+    tree = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    return {name: _join(value, tensors) for name, value in tree.items()}
+
+
+def read_info(path: Path) -> CheckpointInfo:
+    """The manifest alone, unverified. Raises ``CheckpointError`` if it is missing or unreadable."""
+    manifest = _manifest(path)
+    return CheckpointInfo(path, manifest["step"], manifest["metrics"])
+
+
+def verify(path: Path) -> CheckpointInfo:
+    """Check that every file is there with its size and digest. Raises ``CheckpointError``."""
+    manifest = _manifest(path)
+    found = {file.name for file in path.iterdir()} - {_MANIFEST}
+    if found != set(manifest["files"]):
+        odd = sorted(found ^ set(manifest["files"]))
+        raise CheckpointError(f"checkpoint {path}: files missing or foreign: {', '.join(odd)}")
+    for name, expected in manifest["files"].items():
+        actual = _describe(path / name)
+        if actual["bytes"] != expected["bytes"]:
+            raise CheckpointError(
+                f"checkpoint {path}: {name} has {actual['bytes']} bytes, the manifest says {expected['bytes']}"
+            )
+        if actual["sha256"] != expected["sha256"]:
+            raise CheckpointError(f"checkpoint {path}: the content of {name} was altered (SHA-256 differs)")
+    return CheckpointInfo(path, manifest["step"], manifest["metrics"])
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"checkpoint {path}: format {manifest['format']}, this version reads {FORMAT_VERSION}"
+            )
+        manifest["files"], manifest["step"], manifest["metrics"]
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path}: no readable {_MANIFEST} ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path}: {_MANIFEST} is not a manifest ({error})") from error
+    return manifest
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    sha256 = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            sha256.update(chunk)
+    return {"bytes": file.stat().st_size, "sha256": sha256.hexdigest()}
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _split(value: Any, section: str, key: str, tensors: dict[str, dict[str, torch.Tensor]]) -> Any:
+    """Replace the tensors in a tree by references; dict keys that are integers are marked to survive JSON."""
+    if isinstance(value, torch.Tensor):
+        tensors.setdefault(section, {})[key] = value.detach().to("cpu", copy=True).contiguous()
+        return {"$tensor": [section, key]}
+    if isinstance(value, Mapping):
+        entries = [
+            [name, _split(item, section, f"{key}.{name}" if key else str(name), tensors)]
+            for name, item in value.items()
+        ]
+        return dict(entries) if all(isinstance(name, str) for name in value) else {"$items": entries}
+    if isinstance(value, list | tuple):
+        items = [_split(item, section, f"{key}.{i}" if key else str(i), tensors) for i, item in enumerate(value)]
+        return {"$tuple": items} if isinstance(value, tuple) else items
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"checkpoint state {section}.{key}: {type(value).__name__} is neither a tensor nor plain data")
+
+
+def _join(value: Any, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> Any:
+    if isinstance(value, list):
+        return [_join(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"$tensor"}:
+        section, key = value["$tensor"]
+        return tensors[section][key]
+    if value.keys() == {"$tuple"}:
+        return tuple(_join(item, tensors) for item in value["$tuple"])
+    if value.keys() == {"$items"}:
+        return {name: _join(item, tensors) for name, item in value["$items"]}
+    return {name: _join(item, tensors) for name, item in value.items()}
+
+
+class CheckpointStore:
+    """The checkpoints of one run: ``root/step-*``; keeps the latest K and the best by a metric."""
+
+    def __init__(
+        self, root: Path, *, keep_latest: int = 2, best_metric: str | None = None, best_mode: str = "max"
+    ) -> None:
+        self.root = root
+        self.keep_latest = keep_latest
+        self.best_metric = best_metric
+        self.best_mode = best_mode
+
+    def save(self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> Path:
+        """Write the checkpoint of ``step``, then apply the retention."""
+        path = self.root / f"{_PREFIX}{step:08d}"
+        save(path, state, step=step, metrics=metrics)
+        self._retain()
+        return path
+
+    def all(self) -> list[CheckpointInfo]:
+        """Checkpoints with a readable manifest, oldest first."""
+        infos = []
+        for path in sorted(self.root.glob(f"{_PREFIX}*")):
+            try:
+                infos.append(read_info(path))
+            except CheckpointError as error:
+                logger.warning("%s", error)
+        return infos
+
+    def latest(self) -> CheckpointInfo | None:
+        """The newest checkpoint that passes verification; a refused one is named in the log."""
+        for path in sorted(self.root.glob(f"{_PREFIX}*"), reverse=True):
+            try:
+                return verify(path)
+            except CheckpointError as error:
+                logger.warning("refused: %s; trying the one before", error)
+        return None
+
+    def best(self) -> CheckpointInfo | None:
+        """The checkpoint with the best value of the metric, or None if none has one."""
+        return _best(self.all(), self.best_metric, self.best_mode)
+
+    def _retain(self) -> None:
+        infos = self.all()
+        keep = {info.path for info in infos[-self.keep_latest :]}
+        best = _best(infos, self.best_metric, self.best_mode)
+        if best is not None:
+            keep.add(best.path)
+        for info in infos:
+            if info.path not in keep:
+                shutil.rmtree(info.path)
+
+
+def _best(infos: Iterable[CheckpointInfo], metric: str | None, mode: str) -> CheckpointInfo | None:
+    scored = [info for info in infos if metric is not None and info.metrics.get(metric) is not None]
+    scored = [info for info in scored if info.metrics[metric] == info.metrics[metric]]  # type: ignore[index]
+    if not scored:
+        return None
+    pick = max if mode == "max" else min
+    return pick(scored, key=lambda info: info.metrics[metric])  # type: ignore[index]

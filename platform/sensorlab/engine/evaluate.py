@@ -1,0 +1,76 @@
+"""Validation: every sample once, on all workers, with a result that does not depend on their number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sensorlab.engine.step import autocast, to_device
+from sensorlab.engine.training import SampleStream, Training
+from sensorlab.metrics.base import Metric
+
+
+@torch.no_grad()
+def evaluate(training: Training, stream: SampleStream) -> tuple[dict[str, float], list[tuple[str, np.ndarray]]]:
+    """Losses and metrics of the validation split, named ``val/*``, and the pictures of its first samples.
+
+    Losses are means of per-sample losses: unlike means of batch losses they do not depend on how samples are batched.
+    Collective: every worker calls it and gets the same numbers; pictures come on the main worker only.
+    """
+    config, task, device = training.config, training.task, training.workers.device
+    model = training.evaluated_model
+    was_training = model.training
+    # Each worker's batch statistics saw its own samples; all must judge the same model, the one that is saved.
+    training.workers.share_buffers(model)
+    model.eval()
+    metrics = task.metrics()
+    sums: dict[str, float] = {}
+    count = 0
+    panels: list[tuple[str, np.ndarray]] = []
+    for index, batch in enumerate(stream.batches(0)):
+        if config.eval.max_batches is not None and index >= config.eval.max_batches:
+            break
+        batch = to_device(batch, device)
+        with autocast(training):
+            outputs = task.forward(model, batch)
+            for one_outputs, one_batch in task.split_samples(outputs, batch):
+                terms, extras = task.losses(model, one_outputs, one_batch)
+                count += 1
+                for name, value in _with_total(terms, extras).items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+        for metric in metrics.values():
+            metric.update(outputs, batch)
+        if training.workers.is_main and len(panels) < config.eval.panels:
+            panels += task.panels(outputs, batch)[: config.eval.panels - len(panels)]
+    model.train(was_training)
+    return _reported(training, metrics, sums, count), panels
+
+
+def _with_total(terms: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {"loss": torch.stack(list(terms.values())).sum(), **terms, **extras}
+
+
+def _reported(
+    training: Training, metrics: Mapping[str, Metric], sums: Mapping[str, float], count: int
+) -> dict[str, float]:
+    """Merge over the workers, then name the numbers: the objective first, then the other metrics, then losses."""
+    gathered = training.workers.gather(
+        {"states": {name: m.state() for name, m in metrics.items()}, "sums": dict(sums), "count": count}
+    )
+    reported: dict[str, float] = {}
+    for name, metric in metrics.items():
+        metric.reset()
+        for part in gathered:
+            metric.merge(part["states"][name])
+        for key, value in metric.compute().items():
+            reported[f"val/{key}"] = value
+            training.protocols[f"val/{key}"] = metric.protocol.digest
+    total = sum(part["count"] for part in gathered)
+    for name in sorted({name for part in gathered for name in part["sums"]}):
+        reported[f"val/{name}"] = sum(part["sums"].get(name, 0.0) for part in gathered) / max(total, 1)
+    objective = training.config.eval.metric
+    first = {objective: reported[objective]} if objective in reported else {}
+    return {**first, **reported, "val/num_samples": float(total)}

@@ -1,0 +1,179 @@
+"""The epoch loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sensorlab.engine.callbacks.base import Callback
+from sensorlab.engine.evaluate import evaluate
+from sensorlab.engine.step import train_step
+from sensorlab.engine.training import SampleStream, Training
+from sensorlab.engine.workers import WorkerGroup
+from sensorlab.errors import UserError
+from sensorlab.experiment import ExperimentConfig
+from sensorlab.tasks.base import BaseTask, Batch
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a finished training leaves."""
+
+    metrics: dict[str, float]  # latest value of every reported name
+    steps: int
+    epochs: int
+    best_checkpoint: Path | None
+    last_checkpoint: Path | None
+    config_digest: str
+
+
+def fit(
+    config: ExperimentConfig,
+    task: BaseTask,
+    train_stream: SampleStream,
+    val_stream: SampleStream | None,
+    *,
+    run_dir: Path,
+    workers: WorkerGroup | None = None,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = True,
+    provenance: Mapping[str, str] | None = None,
+) -> FitResult:
+    """Train to the end of the budget, from the latest valid checkpoint of ``run_dir`` if there is one.
+
+    The same function runs under plain torch, in a Ray Train worker and in a Tune trial. Every worker of the run calls
+    it with its own streams.
+
+    Args:
+        run_dir: absolute directory of the run, shared by all workers; checkpoints go to ``run_dir/checkpoints``.
+        resume: ``False`` refuses to start where checkpoints exist.
+        provenance: what the run was made of, saved in each checkpoint; ``provenance["dataset"]`` must not change.
+
+    Raises:
+        UserError: bad budget, unknown objective, or a checkpoint that this configuration may not continue.
+        FloatingPointError: training diverged.
+    """
+    training = Training(
+        config,
+        task,
+        train_stream,
+        run_dir=run_dir,
+        workers=workers or WorkerGroup.current(),
+        callbacks=callbacks,
+        provenance=provenance,
+    )
+    try:
+        with training.clock.span("restart"):
+            _start(training, resume)
+        while not training.finished:
+            _train_epoch(training, train_stream, val_stream)
+            _finish_epoch(training, val_stream)
+    except BaseException as error:
+        for callback in training.callbacks:
+            callback.on_error(training, error)
+        raise
+    for callback in training.callbacks:
+        callback.on_fit_end(training)
+    best, last = training.store.best(), training.store.latest()
+    return FitResult(
+        metrics=training.metrics,
+        steps=training.cursor.step,
+        epochs=training.cursor.epoch,
+        best_checkpoint=best.path if best else None,
+        last_checkpoint=last.path if last else None,
+        config_digest=training.config_digest,
+    )
+
+
+def _start(training: Training, resume: bool) -> None:
+    # The main worker chooses, so that all restore the same checkpoint even while one is being refused.
+    found = training.store.latest() if training.workers.is_main else None
+    latest = training.workers.gather(found)[0]
+    if latest is not None:
+        if not resume:
+            raise UserError(f"{training.run_dir} holds a run already; resume it or choose another directory")
+        training.restore(latest)
+    for callback in training.callbacks:
+        callback.on_fit_start(training)
+
+
+def _train_epoch(training: Training, train_stream: SampleStream, val_stream: SampleStream | None) -> None:
+    """The rest of the current epoch, from the cursor on."""
+    config, cursor = training.config, training.cursor
+    training.model.train()
+    batches: Iterator[Batch] | None = None
+    while cursor.batch < training.batches_per_epoch and cursor.step < training.total_steps:
+        if batches is None:
+            batches = train_stream.batches(cursor.epoch, cursor.batch)
+        passes = min(config.train.accumulate, training.batches_per_epoch - cursor.batch)
+        record = train_step(training, batches, passes)
+        training.meter.update(record)
+        training.clock.totals["step"] += record.step_s
+        training.clock.totals["data_wait"] += record.data_wait_s
+        with training.clock.span("callback"):
+            for callback in training.callbacks:
+                callback.on_step_end(training, record)
+        if cursor.step % config.train.log_every_steps == 0:
+            publish(training, training.meter.reduce(training.workers))
+        if _due(cursor.step, config.eval.every_steps):
+            _evaluate(training, val_stream)
+        if _due(cursor.step, config.checkpoint.every_steps):
+            _checkpoint(training)
+
+
+def _finish_epoch(training: Training, val_stream: SampleStream | None) -> None:
+    """Evaluation, then the move to the next epoch, then the checkpoint that starts there."""
+    config, cursor = training.config, training.cursor
+    epoch = cursor.epoch + 1
+    last = cursor.step >= training.total_steps
+    publish(training, training.meter.reduce(training.workers))
+    if last or _due(epoch, config.eval.every_epochs):
+        _evaluate(training, val_stream)
+    publish(training, training.clock.metrics())
+    cursor.epoch, cursor.batch = epoch, 0
+    if last or _due(epoch, config.checkpoint.every_epochs):
+        _checkpoint(training)
+    for callback in training.callbacks:
+        callback.on_epoch_end(training, training.metrics)
+
+
+def publish(training: Training, metrics: Mapping[str, float]) -> None:
+    """Hand reduced numbers to the callbacks."""
+    if not metrics:
+        return
+    training.metrics.update(metrics)
+    with training.clock.span("callback"):
+        for callback in training.callbacks:
+            callback.on_metrics(training, metrics, training.cursor.step)
+
+
+def _evaluate(training: Training, stream: SampleStream | None) -> None:
+    if stream is None or training.evaluated_step == training.cursor.step:
+        return
+    with training.clock.span("evaluation"):
+        metrics, panels = evaluate(training, stream)
+    if training.config.eval.metric not in metrics:
+        raise UserError(f"eval.metric={training.config.eval.metric} is not reported; reported: {', '.join(metrics)}")
+    training.evaluated_step = training.cursor.step
+    publish(training, metrics)
+    if panels and training.workers.is_main:
+        with training.clock.span("callback"):
+            for callback in training.callbacks:
+                callback.on_panels(training, panels, training.cursor.step)
+
+
+def _checkpoint(training: Training) -> None:
+    with training.clock.span("checkpoint"):
+        state = training.state_dict()
+        if training.workers.is_main:
+            finite = {name: value for name, value in training.metrics.items() if math.isfinite(value)}
+            path = training.store.save(state, step=training.cursor.step, metrics=finite)
+            for callback in training.callbacks:
+                callback.on_checkpoint(training, path)
+        training.workers.barrier()
+
+
+def _due(count: int, every: int | None) -> bool:
+    return every is not None and count % every == 0

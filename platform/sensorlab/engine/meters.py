@@ -1,0 +1,133 @@
+"""What a run measures about itself: losses over a logging interval, and where its wall time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sensorlab.engine.workers import WorkerGroup
+
+# Kinds of wall time; goodput is step / all of them.
+SPANS = ("step", "data_wait", "evaluation", "checkpoint", "callback", "restart")
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """What one optimiser step produced. Tensors stay on the device: reading one synchronises."""
+
+    step: int  # optimiser step just done, 0-based
+    epoch: int
+    num_samples: int  # over all workers
+    losses: dict[str, Tensor]  # scalar terms of the objective, mean over the micro-batches of the step, detached
+    extras: dict[str, Tensor]
+    grad_norm: Tensor | None  # before clipping; None when clipping is off
+    lr: float
+    data_wait_s: float  # this worker
+    step_s: float  # the rest of the step
+
+
+class WallClock:
+    """Accounts every second of a run to one of ``SPANS``; survives restarts through its state."""
+
+    def __init__(self) -> None:
+        self.totals = dict.fromkeys(SPANS, 0.0)
+
+    @contextmanager
+    def span(self, kind: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.totals[kind] += time.perf_counter() - start
+
+    def metrics(self) -> dict[str, float]:
+        """``perf/goodput`` and the share of each kind of time, in [0, 1]."""
+        total = sum(self.totals.values())
+        if total == 0.0:
+            return {}
+        shares = {f"perf/share_{kind}": seconds / total for kind, seconds in self.totals.items() if kind != "step"}
+        return {"perf/goodput": self.totals["step"] / total, **shares}
+
+
+class IntervalMeter:
+    """Means of the step records since the last report.
+
+    ``update`` only keeps references: nothing is read from the device, and nothing is computed, on the step path. Sums
+    run left to right in float64, so that an interval cut by a checkpoint and resumed gives the same bits.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}  # of the steps before the last ``_collect``
+        self._pending: list[StepRecord] = []
+        self._steps = 0
+        self._num_samples = 0
+        self._data_wait_s = 0.0
+        self._step_s = 0.0
+
+    def update(self, record: StepRecord) -> None:
+        self._pending.append(record)
+
+    def _collect(self) -> None:
+        """Move the pending records into the sums, with one transfer from the device."""
+        entries: list[tuple[str, Tensor]] = []
+        for record in self._pending:
+            entries += record.losses.items()
+            entries += record.extras.items()
+            if record.grad_norm is not None:
+                entries.append(("grad_norm", record.grad_norm))
+            self._steps += 1
+            self._num_samples += record.num_samples
+            self._data_wait_s += record.data_wait_s
+            self._step_s += record.step_s
+        if entries:
+            values = torch.stack([value.detach().double() for _, value in entries]).tolist()
+            for (name, _), value in zip(entries, values, strict=True):
+                self._sums[name] = self._sums.get(name, 0.0) + value
+        self._pending.clear()
+
+    def reduce(self, workers: WorkerGroup) -> dict[str, float]:
+        """The interval's metrics over all workers (losses: mean; times: the slowest's); starts a new interval."""
+        if not self._pending and not self._steps:
+            return {}
+        lr = self._pending[-1].lr if self._pending else None
+        self._collect()
+        steps = self._steps
+        metrics = workers.mean({f"train/{name}": value / steps for name, value in self._sums.items()})
+        slowest = workers.max({"perf/data_wait_s": self._data_wait_s / steps, "perf/step_s": self._step_s / steps})
+        metrics.update(slowest)
+        if lr is not None:
+            metrics["train/lr"] = lr
+        seconds = sum(slowest.values()) * steps
+        metrics["perf/samples_per_s"] = self._num_samples / seconds if seconds > 0 else 0.0
+        self.__init__()  # type: ignore[misc]
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """This worker's state, plain data."""
+        self._collect()
+        return {
+            "steps": self._steps,
+            "num_samples": self._num_samples,
+            "sums": dict(self._sums),
+            "data_wait_s": self._data_wait_s,
+            "step_s": self._step_s,
+        }
+
+    def load_state_dict(self, states: Sequence[Mapping[str, Any]], workers: WorkerGroup) -> None:
+        """Restore from the states of all workers of the saved run.
+
+        With as many workers as then, each takes its own state and the interval continues bit for bit. With another
+        number, every worker takes the mean of the sums, which keeps the reported means up to rounding.
+        """
+        own = dict(states[workers.rank if len(states) == workers.world_size else 0])
+        if len(states) != workers.world_size:
+            own["sums"] = {name: sum(state["sums"][name] for state in states) / len(states) for name in own["sums"]}
+        self._steps, self._num_samples = own["steps"], own["num_samples"]
+        self._data_wait_s, self._step_s = own["data_wait_s"], own["step_s"]
+        self._sums = dict(own["sums"])

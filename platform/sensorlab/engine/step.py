@@ -1,0 +1,114 @@
+"""One optimiser step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sensorlab.engine.meters import StepRecord
+from sensorlab.engine.optim import gradient_norm, set_learning_rate
+from sensorlab.engine.training import Training, step_seed
+from sensorlab.tasks.base import Batch
+
+_AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def train_step(training: Training, batches: Iterator[Batch], num_passes: int) -> StepRecord:
+    """Fetch, forward and backward ``num_passes`` global batches, then update the weights once.
+
+    Raises:
+        FloatingPointError: a loss or gradient is not finite and ``train.nonfinite`` is ``stop`` (or the budget of
+            skipped steps is used up). The weights are those before the step.
+    """
+    config, cursor, device = training.config, training.cursor, training.workers.device
+    started = time.perf_counter()
+    data_wait = 0.0
+    torch.manual_seed(step_seed(config.seed, "step", cursor.step, training.workers.rank))
+    lr = config.optim.lr * config.schedule.factor(cursor.step, training.total_steps)
+    set_learning_rate(training.optimizer, lr)
+    pass_weight = 1.0 if config.train.accumulate_sum else 1.0 / num_passes
+    losses: dict[str, Tensor] = {}
+    extras: dict[str, Tensor] = {}
+
+    for index in range(num_passes):
+        asked = time.perf_counter()
+        batch = next(batches)
+        data_wait += time.perf_counter() - asked
+        batch = to_device(batch, device)
+        with _gradient_sync(training.network, index == num_passes - 1), autocast(training):
+            _, terms, details = training.network(batch)
+            loss = torch.stack(list(terms.values())).sum()
+        training.scaler.scale(loss * pass_weight).backward()
+        _accumulate(losses, terms | {"loss": loss}, 1.0 / num_passes)
+        _accumulate(extras, details, 1.0 / num_passes)
+        cursor.batch += 1
+
+    training.scaler.unscale_(training.optimizer)
+    parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
+    norm = gradient_norm(parameters)
+    if _finite_or_skip(training, norm, losses):
+        if config.train.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, config.train.clip_norm, norm)
+        training.scaler.step(training.optimizer)
+        if training.ema is not None:
+            training.ema.update(training.model)
+    training.scaler.update()
+    training.optimizer.zero_grad(set_to_none=True)
+    cursor.step += 1
+    return StepRecord(
+        step=cursor.step,
+        epoch=cursor.epoch,
+        num_samples=num_passes * config.data.global_batch,
+        losses=losses,
+        extras=extras,
+        grad_norm=norm,
+        lr=lr,
+        data_wait_s=data_wait,
+        step_s=time.perf_counter() - started - data_wait,
+    )
+
+
+def autocast(training: Training) -> AbstractContextManager:
+    """The run's precision, for training and evaluation alike."""
+    dtype = _AUTOCAST_DTYPES.get(training.config.train.precision)
+    return nullcontext() if dtype is None else torch.autocast(training.workers.device.type, dtype)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Copy without waiting; a no-op for tensors that are there."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def _gradient_sync(network: nn.Module, last_pass: bool) -> AbstractContextManager:
+    """Workers exchange gradients once per optimiser step: in the last pass."""
+    if last_pass or not isinstance(network, DistributedDataParallel):
+        return nullcontext()
+    return network.no_sync()
+
+
+def _accumulate(sums: dict[str, Tensor], values: dict[str, Tensor], weight: float) -> None:
+    for name, value in values.items():
+        value = value.detach() if weight == 1.0 else value.detach() * weight
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def _finite_or_skip(training: Training, norm: Tensor, losses: dict[str, Tensor]) -> bool:
+    """Whether to update. The norm is of the exchanged gradients, so all workers decide alike."""
+    if bool(torch.isfinite(norm)) or training.scaler.is_enabled():  # the scaler skips by itself and lowers its scale
+        return True
+    config = training.config.train
+    training.skipped_steps += 1
+    values = ", ".join(f"{name}={float(value):.4g}" for name, value in losses.items())
+    where = f"epoch {training.cursor.epoch}, step {training.cursor.step}: gradient norm {float(norm)}, {values}"
+    if config.nonfinite == "stop":
+        raise FloatingPointError(f"not finite at {where}; the weights were not updated")
+    if training.skipped_steps > config.nonfinite_budget:
+        raise FloatingPointError(
+            f"more than train.nonfinite_budget={config.nonfinite_budget} steps were not finite; last at {where}"
+        )
+    return False

@@ -1,0 +1,195 @@
+"""The state of one training: everything that a step changes and a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sensorlab.config import as_dict, digest
+from sensorlab.data.random_streams import keyed_generator
+from sensorlab.engine.callbacks.base import Callback
+from sensorlab.engine.checkpoint import CheckpointInfo, CheckpointStore, load
+from sensorlab.engine.ema import ExponentialAverage
+from sensorlab.engine.meters import IntervalMeter, WallClock
+from sensorlab.engine.optim import build_optimizer
+from sensorlab.engine.workers import WorkerGroup
+from sensorlab.errors import UserError
+from sensorlab.experiment import ExperimentConfig, refuse_changed
+from sensorlab.tasks.base import BaseTask, Batch, Outputs
+
+
+class SampleStream(Protocol):
+    """This worker's share of the global batches of an epoch, in the order that the plan fixes."""
+
+    global_batch: int
+    batches_per_epoch: int
+
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]: ...
+
+
+@dataclass
+class Cursor:
+    """Where training is. With the seed it determines all data seen and to be seen."""
+
+    epoch: int = 0
+    batch: int = 0  # global batches of the epoch already consumed
+    step: int = 0  # optimiser steps done in all
+
+    def sample(self, global_batch: int) -> int:
+        """Samples of the epoch already consumed, over all workers."""
+        return self.batch * global_batch
+
+
+class TaskModule(nn.Module):
+    """Model and objective as one module, so that data parallelism sees every parameter that gets a gradient."""
+
+    def __init__(self, task: BaseTask, model: nn.Module) -> None:
+        super().__init__()
+        self.task = task
+        self.model = model
+
+    def forward(self, batch: Batch) -> tuple[Outputs, dict[str, Tensor], dict[str, Tensor]]:
+        outputs = self.task.forward(self.model, batch)
+        terms, extras = self.task.losses(self.model, outputs, batch)
+        return outputs, terms, extras
+
+
+class Training:
+    """All state of a run on one worker; built equal on every worker."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        task: BaseTask,
+        train_stream: SampleStream,
+        *,
+        run_dir: Path,
+        workers: WorkerGroup,
+        callbacks: Sequence[Callback] = (),
+        provenance: Mapping[str, str] | None = None,
+    ) -> None:
+        self.config = config
+        self.config_digest = digest(config)
+        self.task = task
+        self.workers = workers
+        self.run_dir = run_dir
+        self.callbacks = sorted(callbacks, key=lambda callback: callback.priority)
+        self.provenance = dict(provenance or {})
+        self.cursor = Cursor()
+        self.meter = IntervalMeter()
+        self.clock = WallClock()
+        self.evaluated_step = -1  # of the last evaluation
+        self.skipped_steps = 0  # updates skipped because a gradient was not finite
+        self.metrics: dict[str, float] = {}  # latest value of every reported name
+        self.protocols: dict[str, str] = {}  # reported name -> digest of its protocol
+        self.store = CheckpointStore(
+            run_dir / "checkpoints",
+            keep_latest=config.checkpoint.keep_latest,
+            best_metric=config.eval.metric,
+            best_mode=config.eval.mode,
+        )
+
+        torch.manual_seed(step_seed(config.seed, "weights"))
+        self.model = task.build_model().to(workers.device)
+        if config.train.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.scaler = torch.amp.GradScaler(workers.device.type, enabled=config.train.precision == "fp16")
+        self.ema = ExponentialAverage(self.model, config.train.ema) if config.train.ema else None
+        self.network: nn.Module = TaskModule(task, self.model)
+        if workers.world_size > 1:
+            self.network = DistributedDataParallel(self.network)
+
+        self.batches_per_epoch = train_stream.batches_per_epoch
+        self.steps_per_epoch = -(-self.batches_per_epoch // config.train.accumulate)
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"the training split is smaller than data.global_batch={config.data.global_batch}: no batch is "
+                "complete; lower data.global_batch or set data.last_batch=pad"
+            )
+        budget = config.train
+        self.total_steps = budget.max_steps or (budget.max_epochs or 0) * self.steps_per_epoch
+        self.total_epochs = -(-self.total_steps // self.steps_per_epoch)
+
+    @property
+    def finished(self) -> bool:
+        return self.cursor.epoch >= self.total_epochs
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model that validation measures and the best checkpoint is chosen by."""
+        return self.ema.model if self.ema else self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """The complete state. Collective: every worker calls it."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "cursor": {
+                "epoch": self.cursor.epoch,
+                "batch": self.cursor.batch,
+                "sample": self.cursor.sample(self.config.data.global_batch),
+                "step": self.cursor.step,
+            },
+            "meters": self.workers.gather(self.meter.state_dict()),
+            "clock": dict(self.clock.totals),
+            "skipped_steps": self.skipped_steps,
+            "evaluated_step": self.evaluated_step,
+            "metrics": dict(self.metrics),
+            "callbacks": {_key(self.callbacks, callback): callback.state_dict() for callback in self.callbacks},
+            # The draws of augmentation and of each step are pure functions of (seed, epoch, sample) and (seed, step,
+            # rank), so the seed is the whole state of the random streams.
+            "random": {"seed": self.config.seed},
+            "config": as_dict(self.config),
+            "config_digest": self.config_digest,
+            "provenance": self.provenance,
+        }
+
+    def restore(self, info: CheckpointInfo) -> None:
+        """Continue from a checkpoint of this run.
+
+        Raises:
+            UserError: the configuration or the dataset differ in what a resumed run may not change.
+        """
+        state = load(info.path, self.workers.device)
+        refuse_changed(state["config"], self.config)
+        saved_data, data = state["provenance"].get("dataset"), self.provenance.get("dataset")
+        if saved_data != data:
+            raise UserError(
+                f"{info.path} was trained on the dataset with digest {saved_data}, this one is {data}: "
+                "resuming would see other samples"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        cursor = state["cursor"]
+        self.cursor = Cursor(cursor["epoch"], cursor["batch"], cursor["step"])
+        self.meter.load_state_dict(state["meters"], self.workers)
+        self.clock.totals.update(state["clock"])
+        self.skipped_steps = state["skipped_steps"]
+        self.evaluated_step = state["evaluated_step"]
+        self.metrics = state["metrics"]
+        for callback in self.callbacks:
+            callback.load_state_dict(state["callbacks"].get(_key(self.callbacks, callback), {}))
+
+
+def step_seed(*key: str | int) -> int:
+    """A torch seed that is a pure function of ``key``."""
+    return int(keyed_generator(*key).integers(2**63))
+
+
+def _key(callbacks: Sequence[Callback], callback: Callback) -> str:
+    """Name of a callback in the checkpoint: its class, numbered where a class occurs twice."""
+    same = [other for other in callbacks if type(other) is type(callback)]
+    name = type(callback).__name__
+    return name if len(same) == 1 else f"{name}#{same.index(callback)}"

@@ -1,0 +1,69 @@
+"""The group of processes that train one model together, and what they exchange.
+
+The engine knows ``torch.distributed`` only; whoever starts the processes (torchrun, Ray Train, a test) sets it up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """This process's place among the workers of a run."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def current(cls) -> WorkerGroup:
+        """The group that ``torch.distributed`` describes, with this process's GPU if there is one."""
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        cuda = torch.cuda.is_available()
+        device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        return cls(rank, world_size, device)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Mean over the workers of each named number; every worker passes the same names."""
+        return self._reduce(values, dist.ReduceOp.SUM, 1.0 / self.world_size)
+
+    def max(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Maximum over the workers of each named number."""
+        return self._reduce(values, dist.ReduceOp.MAX, 1.0)
+
+    def _reduce(self, values: Mapping[str, float], op: dist.ReduceOp.RedOpType, scale: float) -> dict[str, float]:
+        if self.world_size == 1 or not values:
+            return dict(values)
+        names = sorted(values)
+        packed = torch.tensor([values[name] for name in names], dtype=torch.float64, device=self.device)
+        dist.all_reduce(packed, op)
+        return dict(zip(names, (packed * scale).tolist(), strict=True))
+
+    def gather(self, value: Any) -> list[Any]:
+        """``value`` of every worker, in rank order, on every worker. Plain data only, between processes of one run."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def share_buffers(self, model: torch.nn.Module) -> None:
+        """Give every worker the main worker's buffers, for example the running statistics of batch norm."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def barrier(self) -> None:
+        """Wait for all workers."""
+        if self.world_size > 1:
+            dist.barrier()

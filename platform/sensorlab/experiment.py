@@ -1,0 +1,203 @@
+"""The experiment: one complete, typed, digestible description of a training.
+
+``ExperimentConfig`` is the tree of every component's ``Config``. A YAML file plus overrides becomes one through
+:func:`load_experiment`; its :func:`~sensorlab.config.digest` identifies what was run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
+
+from sensorlab.config import StrictModel, apply_overrides, as_dict, canonical_json, digest, flatten, load_yaml, validate
+from sensorlab.engine.ema import EmaConfig
+from sensorlab.engine.optim import OptimConfig
+from sensorlab.engine.schedules import OneCycleSchedule, ScheduleConfig
+from sensorlab.errors import UserError
+from sensorlab.tasks.base import task_class
+
+
+class PrepareConfig(StrictModel):
+    """How to make the dataset when ``data.path`` does not exist yet."""
+
+    source: Literal["synthetic", "nuscenes"]
+    dataroot: str | None = None  # nuscenes: the dataroot to read
+    version: str = "v1.0-mini"
+    sweeps: int = Field(default=1, ge=1)  # sweeps per radar and lidar, the keyframe's included
+    image_height: int | None = None  # re-encode images to this height; None keeps them
+    val_scenes: tuple[str, ...] = ()  # scene names of the val split; empty: by the rule of the source
+    scenes: int = 8  # synthetic: number of scenes
+    keyframes: int = 10  # synthetic: keyframes per scene
+    seed: int = 0  # synthetic
+
+
+class DataConfig(StrictModel):
+    """Which samples are seen, in which batches, and who decodes them."""
+
+    path: str  # prepared dataset; relative paths are relative to the working directory
+    prepare: PrepareConfig | None = None
+    train_split: str = "train"
+    val_split: str = "val"
+    global_batch: int = Field(default=8, ge=1)  # samples per forward pass, over all workers
+    val_batch: int | None = Field(default=None, ge=1)  # None: global_batch
+    last_batch: Literal["drop", "pad"] = "drop"  # the partial last training batch of an epoch
+    shuffle_window: int = Field(default=16, ge=1)  # row groups that are mixed with each other
+    transform_in: Literal["worker", "task"] = "worker"  # decode in the worker's threads, or in Ray tasks
+    threads: int = Field(default=2, ge=1)  # decode threads per worker
+    prefetch: int = Field(default=4, ge=1)  # batches decoded ahead per worker
+    max_corrupt_fraction: float = Field(default=0.0, ge=0.0, le=1.0)  # share of samples that may be skipped
+
+
+class TrainConfig(StrictModel):
+    """Budget and arithmetic of the training loop."""
+
+    max_epochs: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)  # optimiser steps
+    accumulate: int = Field(default=1, ge=1)  # forward passes per optimiser step
+    accumulate_sum: bool = False  # sum the losses of the passes instead of averaging them (Simple-BEV's original)
+    clip_norm: float | None = Field(default=5.0, gt=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    ema: EmaConfig | None = None
+    nonfinite: Literal["stop", "skip"] = "stop"
+    nonfinite_budget: int = Field(default=10, ge=0)  # skipped steps allowed with nonfinite: skip
+    log_every_steps: int = Field(default=10, ge=1)
+    init_from: str | None = None  # weights to start from (.safetensors, .pth); not a resume
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TrainConfig:
+        if (self.max_epochs is None) == (self.max_steps is None):
+            raise ValueError("give exactly one of max_epochs and max_steps")
+        return self
+
+
+class EvalConfig(StrictModel):
+    """When to evaluate and what to draw."""
+
+    every_epochs: int | None = Field(default=1, ge=1)
+    every_steps: int | None = Field(default=None, ge=1)
+    max_batches: int | None = Field(default=None, ge=1)
+    panels: int = Field(default=2, ge=0)  # pictures per evaluation
+    metric: str = "val/iou"  # what "best" means
+    mode: Literal["min", "max"] = "max"
+
+
+class CheckpointConfig(StrictModel):
+    """When to save and what to keep. A checkpoint is always written after the last step."""
+
+    every_epochs: int | None = Field(default=1, ge=1)
+    every_steps: int | None = Field(default=None, ge=1)
+    keep_latest: int = Field(default=2, ge=1)
+
+
+class TrackingConfig(StrictModel):
+    """Where runs are recorded."""
+
+    uri: str | None = None  # None: MLFLOW_TRACKING_URI, else sqlite:///mlruns.db beside the output directory
+    experiment: str = "sensorlab"
+
+
+class ResourcesConfig(StrictModel):
+    """What one training occupies."""
+
+    num_workers: int = Field(default=1, ge=1)
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    data_cpus: float = Field(default=0.5, gt=0)  # for the Ray Data tasks of one training
+    in_process: bool = True  # a single worker runs in the process that asks for it, without a worker group
+
+
+class ExperimentConfig(StrictModel):
+    """Everything that determines a training."""
+
+    name: str
+    seed: int = 0
+    task: SerializeAsAny[StrictModel]
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = OneCycleSchedule()
+    train: TrainConfig
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    output_dir: str = "outputs"
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _task_of_its_name(cls, value: Any) -> Any:
+        if isinstance(value, StrictModel):
+            return value
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            raise ValueError("a mapping with the 'name' of a task")
+        return validate(task_class(value["name"]).Config, value, where="task")
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> ExperimentConfig:
+        for key in ("global_batch", "val_batch"):
+            batch = getattr(self.data, key)
+            if batch is not None and batch % self.resources.num_workers:
+                raise ValueError(
+                    f"data.{key}={batch} does not divide by resources.num_workers={self.resources.num_workers}"
+                )
+        return self
+
+
+def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
+    """The experiment of a YAML file with command-line overrides. A ``sweep`` section is left to the sweep.
+
+    Raises:
+        UserError: unreadable or invalid; the message names file, key and the nearest valid key.
+    """
+    tree = apply_overrides(load_yaml(path), overrides)
+    tree.pop("sweep", None)
+    return experiment_from(tree, where=str(path))
+
+
+def experiment_from(tree: Mapping[str, Any], where: str = "configuration") -> ExperimentConfig:
+    """The experiment of a nested mapping, for example one that ``as_dict`` made."""
+    return validate(ExperimentConfig, tree, where)
+
+
+# What may differ between a checkpoint's configuration and that of the run that resumes it: nothing that changes the
+# samples, the model or the arithmetic. The number of workers may change: the global batches stay the same.
+RESUME_MAY_CHANGE = (
+    "name",
+    "output_dir",
+    "data.path",  # the dataset digest is compared instead
+    "data.prepare",
+    "data.transform_in",
+    "data.threads",
+    "data.prefetch",
+    "train.log_every_steps",
+    "train.init_from",
+    "eval.panels",
+    "checkpoint",
+    "tracking",
+    "resources",
+)
+
+
+def refuse_changed(saved: Mapping[str, Any], current: ExperimentConfig) -> None:
+    """Check that ``current`` may continue a run of the configuration ``saved``.
+
+    Raises:
+        UserError: lists every key that changed and may not.
+    """
+    old, new = flatten(saved), flatten(as_dict(current))
+    changed = [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if canonical_json(old.get(key)) != canonical_json(new.get(key))
+        and not any(key == allowed or key.startswith(f"{allowed}.") for allowed in RESUME_MAY_CHANGE)
+    ]
+    if changed:
+        raise UserError(
+            "a resumed run may not change what it trains; start a new run, or restore:\n  " + "\n  ".join(changed)
+        )
+
+
+__all__ = ["ExperimentConfig", "digest", "experiment_from", "load_experiment", "refuse_changed"]
