@@ -21,6 +21,7 @@ class ToyConfig(StrictModel):
     name: Literal["toy"] = "toy"
     width: int = 8
     dropout: float = 0.2
+    norm: bool = True
     poison_step: int = -1  # the loss of this sample index is NaN
 
 
@@ -50,9 +51,8 @@ class ToyTask(BaseTask):
 
     def build_model(self) -> nn.Module:
         width = self.config.width
-        return nn.Sequential(
-            nn.Linear(4, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(self.config.dropout), nn.Linear(width, 1)
-        )
+        norm = nn.BatchNorm1d(width) if self.config.norm else nn.Identity()
+        return nn.Sequential(nn.Linear(4, width), norm, nn.ReLU(), nn.Dropout(self.config.dropout), nn.Linear(width, 1))
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
         return {"y": model(batch["x"])}
@@ -74,7 +74,15 @@ class ToyStream:
     """An in-memory stream with the order and sharding rules of the real ones."""
 
     def __init__(
-        self, size: int, global_batch: int, task: ToyTask, *, seed: int = 0, training: bool = True, rank: int = 0, n: int = 1
+        self,
+        size: int,
+        global_batch: int,
+        task: ToyTask,
+        *,
+        seed: int = 0,
+        training: bool = True,
+        rank: int = 0,
+        n: int = 1,
     ) -> None:
         self.size, self.global_batch, self.task = size, global_batch, task
         self.seed, self.training, self.rank, self.n = seed, training, rank, n

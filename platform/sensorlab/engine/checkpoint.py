@@ -75,10 +75,11 @@ def save(path: Path, state: Mapping[str, Any], *, step: int, metrics: Mapping[st
         os.replace(temporary, path)
         _fsync(path.parent)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"cannot write the checkpoint {path}: {error}; free space or choose another output_dir"
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -87,8 +88,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     Raises:
         CheckpointError: missing, torn, altered or foreign.
     """
-    info = verify(path)
-    tensors = {file.stem: load_file(file, device=str(device)) for file in sorted(info.path.glob("*.safetensors"))}
+    verify(path)
+    try:
+        tensors = {file.stem: load_file(file, device=str(device)) for file in sorted(path.glob("*.safetensors"))}
+    except SafetensorError as error:
+        raise CheckpointError(f"checkpoint {path}: a file is not safetensors ({error})") from error
     tree = json.loads((path / _STATE).read_text(encoding="utf-8"))
     return {name: _join(value, tensors) for name, value in tree.items()}
 

@@ -1,0 +1,32 @@
+"""The ``sensorlab`` command: data and benchmarks."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from sensorlab import __version__
+from sensorlab.errors import exit_on_user_error
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets ``run``, a function of the parsed arguments."""
+    from sensorlab.bench import commands as bench
+    from sensorlab.data import commands as data
+
+    parser = argparse.ArgumentParser(prog="sensorlab", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"sensorlab {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    data.register(subparsers)
+    bench.register(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 1 for findings, 2 for a mistake of the user."""
+    args = build_parser().parse_args(argv)
+    return exit_on_user_error(lambda: args.run(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

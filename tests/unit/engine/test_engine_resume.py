@@ -1,0 +1,208 @@
+"""N straight steps equal k steps + stop + resume, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sensorlab.engine import checkpoint
+from sensorlab.engine.callbacks.base import Callback
+from sensorlab.engine.callbacks.json_log import JsonLog
+from sensorlab.engine.ema import EmaConfig
+from sensorlab.engine.fit import fit
+from sensorlab.engine.optim import OptimConfig
+from sensorlab.errors import UserError
+from sensorlab.experiment import CheckpointConfig, DataConfig, EvalConfig, ExperimentConfig, TrainConfig
+from toy import ToyConfig, ToyStream, ToyTask, toy_experiment
+
+STEPS_PER_EPOCH = 3  # 21 samples, batches of 4, two passes a step: the last step of an epoch has one pass
+
+
+class Interrupted(Exception):
+    pass
+
+
+class StopAfter(Callback):
+    """Raises after optimiser step ``step``, as a kill would: nothing after it happens."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, training, record):
+        if record.step == self.step:
+            raise Interrupted
+
+
+def experiment(**changes) -> ExperimentConfig:
+    sections = {
+        "eval": EvalConfig(metric="val/mse", mode="min", every_epochs=1),
+        "train": TrainConfig(max_epochs=3, log_every_steps=2, accumulate=2, ema=EmaConfig(tau=5.0)),
+        "checkpoint": CheckpointConfig(every_epochs=1, every_steps=1, keep_latest=3),
+    }
+    return toy_experiment(**(sections | changes))
+
+
+def run(config: ExperimentConfig, run_dir: Path, *callbacks: Callback):
+    task = ToyTask(config.task)
+    train = ToyStream(21, 4, task, seed=config.seed)
+    val = ToyStream(9, 4, task, training=False)
+    return fit(config, task, train, val, run_dir=run_dir, callbacks=[JsonLog(), *callbacks])
+
+
+def final_state(run_dir: Path) -> tuple[dict, list[str]]:
+    """Last checkpoint without wall times, and the log without perf lines."""
+    latest = checkpoint.CheckpointStore(run_dir / "checkpoints").latest()
+    state = checkpoint.load(latest.path)
+    for key in ("clock", "metrics", "callbacks"):
+        state.pop(key)
+    for meter in state["meters"]:
+        meter.pop("data_wait_s"), meter.pop("step_s")
+    log = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return state, [",".join(part for part in line.split(", ") if "perf/" not in part) for line in log]
+
+
+def assert_equal(left, right, where="state"):
+    assert type(left) is type(right), where
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_equal(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), where
+        for i, pair in enumerate(zip(left, right, strict=True)):
+            assert_equal(*pair, f"{where}[{i}]")
+    elif isinstance(left, torch.Tensor):
+        assert left.dtype == right.dtype, where
+        assert torch.equal(left, right), where
+    else:
+        assert left == right, where
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("straight")
+    result = run(experiment(), run_dir)
+    assert result.steps == 3 * STEPS_PER_EPOCH
+    return final_state(run_dir)
+
+
+@pytest.mark.parametrize("stop", range(1, 3 * STEPS_PER_EPOCH + 1))
+def test_resumed_run_equals_the_straight_run_bit_for_bit(straight, tmp_path, stop):
+    # The stop comes before the checkpoint of its own step is written, so the run resumes one step earlier.
+    with pytest.raises(Interrupted):
+        run(experiment(), tmp_path, StopAfter(stop))
+    result = run(experiment(), tmp_path)
+    assert result.steps == 3 * STEPS_PER_EPOCH
+    state, log = final_state(tmp_path)
+    assert_equal(state, straight[0])
+    assert log == straight[1]
+
+
+def test_resume_reads_only_what_is_left(tmp_path):
+    with pytest.raises(Interrupted):
+        run(experiment(), tmp_path, StopAfter(5))
+    config = experiment()
+    task = ToyTask(config.task)
+    stream = ToyStream(21, 4, task, seed=config.seed)
+    fit(config, task, stream, None, run_dir=tmp_path)
+    # Restored after step 4 = one step into the second epoch: 20 - 8 samples of it, then one whole epoch.
+    assert len(stream.read) == 12 + 20
+
+
+def test_a_different_seed_gives_different_weights(straight, tmp_path):
+    run(experiment(seed=1), tmp_path)
+    state, _ = final_state(tmp_path)
+    assert not torch.equal(state["model"]["0.weight"], straight[0]["model"]["0.weight"])
+
+
+def test_same_seed_twice_gives_the_same_bytes(straight, tmp_path):
+    run(experiment(), tmp_path)
+    assert_equal(final_state(tmp_path)[0], straight[0])
+
+
+def test_altered_checkpoint_is_refused_by_name_and_the_previous_one_used(straight, tmp_path, caplog):
+    with pytest.raises(Interrupted):
+        run(experiment(), tmp_path, StopAfter(6))
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    weights = newest / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    run(experiment(), tmp_path)
+    assert newest.name in caplog.text
+    assert "altered" in caplog.text
+    assert_equal(final_state(tmp_path)[0], straight[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"optim": OptimConfig(lr=1.0)}, "optim.lr"),
+        ({"data": DataConfig(path="nowhere", global_batch=2)}, "data.global_batch"),
+        ({"task": ToyConfig(width=16)}, "task.width"),
+        ({"seed": 3}, "seed"),
+    ],
+)
+def test_resume_refuses_a_changed_configuration_and_names_the_key(tmp_path, change, key):
+    with pytest.raises(Interrupted):
+        run(experiment(), tmp_path, StopAfter(2))
+    with pytest.raises(UserError, match=key):
+        run(experiment(**change), tmp_path)
+
+
+def test_resume_may_change_where_things_are_recorded(tmp_path):
+    with pytest.raises(Interrupted):
+        run(experiment(), tmp_path, StopAfter(2))
+    assert run(experiment(output_dir="elsewhere", name="renamed"), tmp_path).steps == 9
+
+
+def test_resume_refuses_another_dataset(tmp_path):
+    config = experiment()
+    task = ToyTask(config.task)
+    fit(config, task, ToyStream(21, 4, task), None, run_dir=tmp_path, provenance={"dataset": "a"})
+    with pytest.raises(UserError, match="other samples"):
+        fit(config, task, ToyStream(21, 4, task), None, run_dir=tmp_path, provenance={"dataset": "b"})
+
+
+def test_a_fresh_start_refuses_a_directory_with_checkpoints(tmp_path):
+    config = experiment()
+    run(config, tmp_path)
+    task = ToyTask(config.task)
+    with pytest.raises(UserError, match="holds a run already"):
+        fit(config, task, ToyStream(21, 4, task), None, run_dir=tmp_path, resume=False)
+
+
+def test_best_checkpoint_survives_retention(tmp_path):
+    result = run(experiment(checkpoint=CheckpointConfig(keep_latest=1)), tmp_path)
+    infos = checkpoint.CheckpointStore(tmp_path / "checkpoints").all()
+    values = {info.path: info.metrics["val/mse"] for info in infos}
+    assert values[result.best_checkpoint] == min(values.values())
+    assert len(infos) <= 2
+
+
+def test_divergence_stops_before_the_update(tmp_path):
+    config = experiment(task=ToyConfig(poison_step=5))
+    with pytest.raises(FloatingPointError, match="not updated"):
+        run(config, tmp_path)
+
+
+def test_divergence_can_be_skipped_within_a_budget(tmp_path):
+    train = TrainConfig(max_epochs=1, nonfinite="skip", nonfinite_budget=1)
+    result = run(experiment(task=ToyConfig(poison_step=5), train=train), tmp_path)
+    assert result.steps == 5
+    train = TrainConfig(max_epochs=2, nonfinite="skip", nonfinite_budget=1)
+    with pytest.raises(FloatingPointError, match="nonfinite_budget"):
+        run(experiment(task=ToyConfig(poison_step=5), train=train), tmp_path / "second")
+
+
+def test_budget_in_steps_ends_inside_an_epoch(tmp_path):
+    result = run(experiment(train=TrainConfig(max_steps=7)), tmp_path)
+    assert (result.steps, result.epochs) == (7, 2)
+    assert "val/mse" in result.metrics
+
+
+def test_unknown_objective_lists_what_is_reported(tmp_path):
+    with pytest.raises(UserError, match="val/mse"):
+        run(experiment(eval=EvalConfig(metric="val/iou")), tmp_path)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import pytest
+
+from sensorlab.config import apply_overrides, as_dict, digest, flatten, load_yaml, lookup, merge, validate
+from sensorlab.engine.schedules import CosineSchedule
+from sensorlab.errors import UserError, exit_on_user_error
+from sensorlab.experiment import ExperimentConfig, TrainConfig, experiment_from, load_experiment
+from toy import toy_experiment
+
+MINIMAL = """
+name: test
+task: {name: bev_segmentation}
+data: {path: somewhere}
+train: {max_epochs: 2}
+"""
+
+
+def experiment(*overrides: str) -> ExperimentConfig:
+    import yaml
+
+    return experiment_from(apply_overrides(yaml.safe_load(MINIMAL), overrides))
+
+
+def test_file_with_base_and_overrides(tmp_path):
+    (tmp_path / "base.yaml").write_text(MINIMAL)
+    (tmp_path / "child.yaml").write_text("base: base.yaml\noptim: {lr: 1e-3}\ntrain: {max_epochs: 5}\n")
+    config = load_experiment(tmp_path / "child.yaml", ["train.max_epochs=7", "schedule={name: cosine}"])
+    assert config.optim.lr == 1e-3
+    assert config.train.max_epochs == 7
+    assert isinstance(config.schedule, CosineSchedule)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrate=1e-3", "optim.lrate: unknown key; did you mean 'lr'"),
+        ("optmi.lr=1e-3", "optmi: unknown key; did you mean 'optim'"),
+        ("schedule.rise_fractoin=0.1", "did you mean 'rise_fraction'"),
+        ("task.encodr=res18", "unknown key"),
+        ("optim.lr=fast", "optim.lr: .*'fast'"),
+        ("train.max_epochs=1.5", "train.max_epochs"),
+        ("train.max_steps=10", "exactly one of max_epochs and max_steps"),
+        ("train.precision=fp8", "train.precision"),
+        ("data.global_batch=0", "data.global_batch"),
+        ("resources.num_workers=3", "does not divide"),
+        ("task.name=bev", "task 'bev' does not exist; tasks: .*bev_segmentation"),
+    ],
+)
+def test_a_mistake_is_explained_by_key(override, message):
+    with pytest.raises(UserError, match=message):
+        experiment(override)
+
+
+def test_missing_keys_are_named():
+    with pytest.raises(UserError, match="train: missing"):
+        validate(ExperimentConfig, {"name": "x", "task": {"name": "bev_segmentation"}, "data": {"path": "p"}})
+
+
+def test_every_fault_is_reported_at_once():
+    with pytest.raises(UserError) as error:
+        experiment("optim.lr=fast", "data.threads=-1")
+    assert "optim.lr" in str(error.value)
+    assert "data.threads" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [1", "not valid YAML"),
+        ("- 1", "expected a mapping"),
+        ("a: 1\na: 2", "written twice"),
+        ("base: other.yaml", "cannot read"),
+        ("base: self.yaml", "loops"),
+    ],
+)
+def test_bad_files(tmp_path, content, message):
+    path = tmp_path / "self.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_yaml(path)
+
+
+def test_numbers_are_written_as_people_write_them(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: 1e-3\nb: 2E5\nc: 1.\nd: .5\ne: v1.0-mini\nf: 3\n")
+    assert load_yaml(path) == {"a": 1e-3, "b": 2e5, "c": 1.0, "d": 0.5, "e": "v1.0-mini", "f": 3}
+
+
+def test_override_without_a_value_is_refused():
+    with pytest.raises(UserError, match="expected key=value"):
+        apply_overrides({}, ["optim.lr"])
+
+
+def test_configuration_survives_the_trip_through_json():
+    config = experiment("schedule={name: cosine}", "train.ema={decay: 0.99}")
+    assert experiment_from(as_dict(config)) == config
+    assert digest(experiment_from(as_dict(config))) == digest(config)
+
+
+def test_digest_changes_with_any_leaf_and_only_then():
+    base = toy_experiment()
+    assert digest(base) == digest(toy_experiment())
+    assert digest(base) != digest(toy_experiment(seed=1))
+    assert digest(base) != digest(toy_experiment(train=TrainConfig(max_epochs=4)))
+
+
+def test_nested_helpers():
+    tree = {"a": {"b": 1, "c": {"d": 2}}, "e": {}}
+    assert flatten(tree) == {"a.b": 1, "a.c.d": 2, "e": {}}
+    assert lookup(tree, "a.c.d") == 2
+    with pytest.raises(KeyError):
+        lookup(tree, "a.x")
+    assert merge(tree, {"a": {"b": 5}}) == {"a": {"b": 5, "c": {"d": 2}}, "e": {}}
+    assert tree["a"]["b"] == 1
+
+
+def test_a_user_error_ends_with_code_2_and_one_line(capsys):
+    def main():
+        raise UserError("no such file: x")
+
+    assert exit_on_user_error(main) == 2
+    assert capsys.readouterr().err == "error: no such file: x\n"
+    assert exit_on_user_error(lambda: None) == 0
