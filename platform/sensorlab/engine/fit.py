@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.evaluate import evaluate
+from sensorlab.engine.meters import system_metrics
 from sensorlab.engine.step import train_step
 from sensorlab.engine.training import SampleStream, Training
 from sensorlab.engine.workers import WorkerGroup
@@ -116,7 +117,7 @@ def _train_epoch(training: Training, train_stream: SampleStream, val_stream: Sam
             for callback in training.callbacks:
                 callback.on_step_end(training, record)
         if cursor.step % config.train.log_every_steps == 0:
-            publish(training, training.meter.reduce(training.workers))
+            publish(training, training.meter.reduce(training.workers) | system_metrics(training.workers.device))
         if _due(cursor.step, config.eval.every_steps):
             _evaluate(training, val_stream)
         if _due(cursor.step, config.checkpoint.every_steps):

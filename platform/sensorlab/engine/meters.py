@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -15,6 +17,24 @@ from sensorlab.engine.workers import WorkerGroup
 
 # Kinds of wall time; goodput is step / all of them.
 SPANS = ("step", "data_wait", "evaluation", "checkpoint", "callback", "restart")
+
+
+def system_metrics(device: torch.device) -> dict[str, float]:
+    """What this process uses now: memory in GiB, and CPU in cores since the last call."""
+    process = _this_process()
+    metrics = {
+        "system/memory_gib": process.memory_info().rss / 2**30,
+        "system/cpu_cores": process.cpu_percent() / 100.0,
+    }
+    if device.type == "cuda":
+        metrics["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return metrics
+
+
+@functools.cache
+def _this_process() -> psutil.Process:
+    """One object per process: ``cpu_percent`` measures between two calls on the same one."""
+    return psutil.Process()
 
 
 @dataclass(slots=True)

@@ -60,7 +60,10 @@ def final_state(run_dir: Path) -> tuple[dict, list[str]]:
     for meter in state["meters"]:
         meter.pop("data_wait_s"), meter.pop("step_s")
     log = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return state, [",".join(part for part in line.split(", ") if "perf/" not in part) for line in log]
+    measured = ("perf/", "system/")
+    return state, [
+        ", ".join(part for part in line.split(", ") if not any(kind in part for kind in measured)) for line in log
+    ]
 
 
 def assert_equal(left, right, where="state"):
