@@ -1,0 +1,151 @@
+"""Lifting image features into a voxel grid as a sparse operation.
+
+Dense formulations sample every camera's feature map at every voxel and mask what is not visible: for six cameras and
+200x8x200 voxels that materialises gigabytes, of which the mask keeps a fifth. Here a precomputed :class:`LiftPlan`
+says which feature pixels make up which voxel, and lifting is one weighted gather, written straight into the result.
+The backward pass is the same gather over the transposed plan: no atomics, so nothing depends on the order of threads.
+
+``F.embedding_bag`` is the gather: measured against CSR matrix products and gather + index_add on CPU it was the fastest
+(2.5x and 7x for the forward pass, 128 channels, one thread), needs no temporary and exists on CUDA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sensorlab.models.ops.lift_batch import BatchPlan, SharedVoxels
+from sensorlab.models.ops.lift_plan import (
+    LiftPlan,
+    LiftPlanCache,
+    Mean,
+    SparseRows,
+    build_lift_plan,
+    build_lift_plans,
+)
+from sensorlab.models.ops.lift_projection import Sampling
+
+__all__ = ["LiftPlan", "LiftPlanCache", "Mean", "Sampling", "build_lift_plan", "build_lift_plans", "lift"]
+
+# Channels handled at a time where a copy of a whole volume would otherwise be needed.
+_CHANNELS_AT_A_TIME = 32
+
+
+def lift(features: Tensor, plans: Sequence[LiftPlan]) -> Tensor:
+    """Mean over the cameras that see a voxel of the features at its projection; zero where none does.
+
+    Args:
+        features: (B, S, C, Hf, Wf), float.
+        plans: one per sample, all for the same grid, feature size, number of cameras and options, on the device of
+            ``features``.
+
+    Returns:
+        (B, C, Z, Y, X), dtype of ``features``, differentiable once. In memory it is ordered (B, Z, X, Y, C):
+        ``volume.permute(0, 3, 1, 2, 4).flatten(1, 2)`` is the BEV map (B, Y * C, Z, X) in channels_last format
+        without a copy.
+
+    Raises:
+        ValueError: features and plans do not fit together.
+    """
+    batch, cameras, channels, rows, columns = features.shape
+    if len(plans) != batch:
+        raise ValueError(f"{batch} samples need {batch} plans, found {len(plans)}")
+    plan = BatchPlan(tuple(plans))
+    first = plans[0]
+    if (first.num_cameras, first.feature_size) != (cameras, (rows, columns)):
+        raise ValueError(
+            f"features of {cameras} cameras at {rows}x{columns} do not fit a plan for {first.num_cameras} cameras "
+            f"at {first.feature_size[0]}x{first.feature_size[1]}"
+        )
+    pixels = features.permute(0, 1, 3, 4, 2).reshape(-1, channels)
+    rule = _VisibleMean if plan.mean == "visible" else _NonzeroMean
+    volume: Tensor = rule.apply(pixels, plan)
+    return volume
+
+
+class _VisibleMean(torch.autograd.Function):
+    """Feature pixels (B * S * Hf * Wf, C) to volumes (B, C, Z, Y, X): a linear map, the plan holds its matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, plan: BatchPlan) -> Tensor:
+        ctx.plan = plan
+        return _as_volume(_weighted_sum(pixels, plan.voxels), plan)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        plan: BatchPlan = ctx.plan
+        flat = _voxel_view(grad)
+        if flat.is_contiguous():
+            return _weighted_sum(flat.flatten(0, 3), plan.pixels), None
+        grads = [_weighted_sum(flat[..., c].reshape(-1, c.stop - c.start), plan.pixels) for c in _slices(grad.shape[1])]
+        return torch.cat(grads, 1), None
+
+
+class _NonzeroMean(torch.autograd.Function):
+    """The same with Simple-BEV's mean: each channel averages the cameras whose sample is not exactly zero.
+
+    (``utils/basic.py`` reduce_masked_mean; the 1e-6 that it adds to the denominator is below float32 resolution here.)
+    As there, a sample that is exactly zero receives no gradient. The weights of the plan are undivided, so the sum
+    over cameras is right as it comes, and a voxel seen by one camera is finished; those seen by several are divided.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, plan: BatchPlan) -> Tensor:
+        shared = plan.shared
+        voxels = _weighted_sum(pixels, plan.voxels)
+        present = _weighted_sum(pixels, shared.samples) != 0
+        count = _count_present(present, shared, pixels.dtype)
+        voxels[shared.voxel] /= count
+        ctx.plan = plan
+        ctx.save_for_backward(voxels != 0, present)
+        return _as_volume(voxels, plan)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        plan: BatchPlan = ctx.plan
+        shared = plan.shared
+        seen, present = ctx.saved_tensors
+        count = _count_present(present, shared, grad.dtype)
+        flat, grads = _voxel_view(grad), []
+        for c in _slices(grad.shape[1]):
+            by_voxel = flat[..., c].reshape(-1, c.stop - c.start)
+            by_pair = (by_voxel[shared.voxel] / count[:, c])[shared.group] * present[:, c]
+            grads.append(_weighted_sum(torch.cat([by_voxel * seen[:, c], by_pair]), plan.pixels_by_source))
+        return torch.cat(grads, 1), None
+
+
+def _count_present(present: Tensor, shared: SharedVoxels, dtype: torch.dtype) -> Tensor:
+    """(V, C): how many samples (Q, C) of each shared voxel are present, at least 1. Exact, so order does not matter."""
+    count = torch.zeros((len(shared.voxel), present.shape[1]), dtype=dtype, device=present.device)
+    return count.index_add_(0, shared.group, present.to(dtype)).clamp_(min=1)
+
+
+def _weighted_sum(rows: Tensor, matrix: SparseRows) -> Tensor:
+    """Sparse matrix times dense rows (n, C)."""
+    weight = matrix.weight.to(rows.dtype)
+    return F.embedding_bag(
+        matrix.index, rows, matrix.start, mode="sum", per_sample_weights=weight, include_last_offset=True
+    )
+
+
+def _as_volume(voxels: Tensor, plan: BatchPlan) -> Tensor:
+    """(B * Z * X * Y, C) seen as (B, C, Z, Y, X)."""
+    cells_z, cells_y, cells_x = plan.plans[0].grid.cells
+    return voxels.view(len(plan.plans), cells_z, cells_x, cells_y, -1).permute(0, 4, 1, 3, 2)
+
+
+def _voxel_view(volume: Tensor) -> Tensor:
+    """(B, C, Z, Y, X) seen as (B, Z, X, Y, C)."""
+    return volume.permute(0, 2, 4, 3, 1)
+
+
+def _slices(channels: int) -> Iterator[slice]:
+    for first in range(0, channels, _CHANNELS_AT_A_TIME):
+        yield slice(first, min(first + _CHANNELS_AT_A_TIME, channels))
