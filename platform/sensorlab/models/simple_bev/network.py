@@ -23,6 +23,7 @@ from sensorlab.models.ops.lift import LiftPlanCache, Sampling, build_lift_plans,
 from sensorlab.models.simple_bev import decoder as bev_decoder
 from sensorlab.models.simple_bev import encoders
 from sensorlab.models.simple_bev.encoders import build_encoder
+from sensorlab.models.simple_bev.mirror import flip_maps, mirror_poses
 
 RadarInput = Literal["none", "occupancy", "metadata"]
 
@@ -140,9 +141,10 @@ class SimpleBEV(nn.Module):
         """
         self._check_inputs(rgb, radar, lidar)
         features = self.encode(rgb, flip_image)  # (B, S, C, H/8, W/8)
-        volume = self._lift(
-            features, intrinsics, ref_from_camera, camera_mask, (rgb.shape[-2], rgb.shape[-1])
-        )  # (B, C, Z, Y, X)
+        # The volume and the sensors' voxels are mirrored by flip_bev: the volume through the cameras' poses.
+        ref_from_camera = mirror_poses(ref_from_camera, flip_bev, self.grid)
+        image_size = (rgb.shape[-2], rgb.shape[-1])
+        volume = self._lift(features, intrinsics, ref_from_camera, camera_mask, image_size)  # (B, C, Z, Y, X)
         bev = self.fold(volume, radar, lidar, flip_bev)  # (B, C, Z, X)
         shared = flip_maps(self.decoder.trunk(bev), flip_bev)  # (B, C, Z, X)
         return self.decoder.heads(shared, with_features)
@@ -168,19 +170,22 @@ class SimpleBEV(nn.Module):
     ) -> Tensor:
         """Camera features (B, C, Z, Y, X) and the other sensors' voxels -> the BEV map (B, C, Z, X).
 
-        The BEV flips are applied here, after the projection, since the sensors' voxels must be mirrored with it.
+        ``flip_bev`` is applied to the sensors alone: the camera volume comes mirrored.
         """
         if self.bev_compressor is None:
-            return flip_maps(volume.sum(dim=3), flip_bev)
-        layers = [fold_height(volume)]  # (B, C*Y, Z, X)
+            return volume.sum(dim=3)
+        folded = fold_height(volume)  # (B, C*Y, Z, X)
+        sensors = []
         if self.radar == "occupancy" and radar is not None:
-            layers.append(radar.sum(dim=3).clamp(0, 1))  # (B, 1, Z, X)
+            sensors.append(radar.sum(dim=3).clamp(0, 1))  # (B, 1, Z, X)
         elif self.radar == "metadata" and radar is not None:
-            layers.append(fold_height(radar))  # (B, 16*Y, Z, X)
+            sensors.append(fold_height(radar))  # (B, 16*Y, Z, X)
         if self.lidar and lidar is not None:
-            layers.append(fold_height(lidar))  # (B, Y, Z, X)
-        folded = torch.cat([layer.to(volume.dtype) for layer in layers], dim=1) if len(layers) > 1 else layers[0]
-        return self.bev_compressor(flip_maps(folded, flip_bev))
+            sensors.append(fold_height(lidar))  # (B, Y, Z, X)
+        if sensors:
+            sensor_maps = flip_maps(torch.cat(sensors, dim=1).to(folded.dtype), flip_bev)
+            folded = torch.cat([folded, sensor_maps], dim=1)
+        return self.bev_compressor(folded)
 
     def _lift(
         self,
@@ -223,12 +228,3 @@ class SimpleBEV(nn.Module):
 def fold_height(volume: Tensor) -> Tensor:
     """Stack heights into channels, channel-major (``c * Y + y``): (B, C, Z, Y, X) -> (B, C*Y, Z, X)."""
     return volume.permute(0, 1, 3, 2, 4).flatten(1, 2)
-
-
-def flip_maps(maps: Tensor, flip_bev: Tensor | None) -> Tensor:
-    """Mirror maps (B, C, Z, X) along X where ``flip_bev[:, 0]`` and along Z where ``flip_bev[:, 1]``; an involution."""
-    if flip_bev is None:
-        return maps
-    along_x, along_z = flip_bev.reshape(-1, 2, 1, 1, 1).unbind(1)  # (B, 1, 1, 1) each
-    maps = torch.where(along_x, maps.flip(-1), maps)
-    return torch.where(along_z, maps.flip(-2), maps)
