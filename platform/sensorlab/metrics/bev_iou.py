@@ -1,0 +1,167 @@
+"""Intersection over union of a bird's-eye-view mask, with the protocol of the number.
+
+Outputs hold ``seg`` (B, 1, Z, X) logits; batches hold ``seg`` (B, 1, Z, X) 0/1 and ``valid`` (B, 1, Z, X) 0/1 (cells that
+count). Foreground is ``sigmoid(logit) > threshold`` in float32: at 0.5 that is the original's ``round(sigmoid)``, which
+rounds 0.5 itself to background. All counts are whole numbers in float64, so partial sums merge exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sensorlab.geometry.bev_grid import BEVGrid
+from sensorlab.metrics.base import Protocol, SumMetric
+
+DistanceFrame = Literal["ground", "top_voxel"]
+
+
+class BEVIoUProtocol(Protocol):
+    """What an IoU of a BEV mask depends on besides the predictions. Published boards differ in every field."""
+
+    metric: str = "bev_iou"
+    source: str = "Simple-BEV eval_nuscenes.py"
+    averaging: Literal["global", "sample_mean", "global_per_distance"] = "global"
+    threshold: float = 0.5
+    categories: tuple[str, ...] = ("vehicle",)  # prefixes of the foreground categories
+    visibility: Literal["ignore", "keep"] = "ignore"  # cells of boxes with visibility 1: not counted, or counted
+    min_lidar_points: int = 0  # boxes with fewer are not foreground
+    frame: str = "CAM_FRONT"  # the grid is aligned with this camera
+    x: tuple[float, float] = (-50.0, 50.0)  # metres, right
+    z: tuple[float, float] = (-50.0, 50.0)  # metres, forward
+    cells: tuple[int, int] = (200, 200)  # Z, X
+    corners: Literal["rounded", "truncated"] = "rounded"  # how box corners become cells
+    bins: tuple[float, ...] = ()  # edges in metres, for global_per_distance
+    distance: DistanceFrame | None = None  # for global_per_distance
+
+
+def foreground(logits: Tensor, threshold: float = 0.5) -> Tensor:
+    """Bool mask of the logits' shape."""
+    return torch.sigmoid(logits.float()) > threshold
+
+
+def intersection_union(predicted: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Bool masks (B, 1, Z, X) of the cells in the intersection and in the union, among the valid ones."""
+    truth, valid = batch["seg"].bool(), batch["valid"].bool()
+    return predicted & truth & valid, (predicted | truth) & valid
+
+
+class GlobalIoU(SumMetric):
+    """Intersection over union of all cells of all samples: the number that Simple-BEV's evaluation reports."""
+
+    def __init__(self, protocol: BEVIoUProtocol, name: str = "iou") -> None:
+        super().__init__({"intersection": (), "union": ()})
+        self.protocol = protocol
+        self.name = name
+        self.threshold = protocol.threshold
+
+    def update(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
+        inside, union = intersection_union(foreground(outputs["seg"], self.threshold), batch)
+        self.sums["intersection"] += inside.sum().cpu()
+        self.sums["union"] += union.sum().cpu()
+
+    def compute(self) -> dict[str, float]:
+        return {self.name: float(self.sums["intersection"] / self.sums["union"])}  # 0 / 0 is NaN
+
+
+class SampleMeanIoU(SumMetric):
+    """Mean over samples of I / (U + 1e-4): what Simple-BEV's training log shows; about 1 point below the global IoU.
+
+    A sample without foreground and without prediction counts as 0, as in the original.
+    """
+
+    def __init__(self, protocol: BEVIoUProtocol, name: str = "iou_sample_mean") -> None:
+        super().__init__({"iou": (), "samples": ()})
+        self.protocol = protocol
+        self.name = name
+        self.threshold = protocol.threshold
+
+    def update(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
+        inside, union = intersection_union(foreground(outputs["seg"], self.threshold), batch)
+        iou = inside.flatten(1).sum(1) / (union.flatten(1).sum(1) + 1e-4)
+        self.sums["iou"] += iou.double().sum().cpu()
+        self.sums["samples"] += len(iou)
+
+    def compute(self) -> dict[str, float]:
+        return {self.name: float(self.sums["iou"] / self.sums["samples"])}
+
+
+class DistanceIoU(SumMetric):
+    """Global IoU in bins of distance from the reference camera.
+
+    Args:
+        protocol: with ``bins``, the ascending edges in metres; a bin holds its lower edge and not its upper one.
+        distances: (Z, X) metres, of :func:`cell_distances`.
+    """
+
+    def __init__(self, protocol: BEVIoUProtocol, distances: np.ndarray, name: str = "iou_distance") -> None:
+        self.num_bins = len(protocol.bins) - 1
+        super().__init__({"intersection": (self.num_bins,), "union": (self.num_bins,)})
+        self.protocol = protocol
+        self.name = name
+        self.threshold = protocol.threshold
+        bins = np.searchsorted(np.asarray(protocol.bins), distances.ravel(), side="right") - 1
+        self._bins = torch.from_numpy(np.where((bins >= 0) & (bins < self.num_bins), bins, self.num_bins))  # (Z*X,)
+
+    def update(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
+        inside, union = intersection_union(foreground(outputs["seg"], self.threshold), batch)
+        for key, mask in (("intersection", inside), ("union", union)):
+            per_cell = mask.flatten(1).sum(0).cpu()  # (Z*X,)
+            self.sums[key] += torch.bincount(self._bins, per_cell.double(), self.num_bins + 1)[: self.num_bins]
+
+    def compute(self) -> dict[str, float]:
+        iou = (self.sums["intersection"] / self.sums["union"]).tolist()
+        edges = self.protocol.bins  # type: ignore[attr-defined]
+        return {f"{self.name}_{a:04.1f}-{b:04.1f}m": iou[i] for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False))}
+
+
+def cell_distances(grid: BEVGrid, frame: DistanceFrame = "ground") -> np.ndarray:
+    """Distance (Z, X) of the cells' centres from the reference camera, metres.
+
+    ``ground``: along the ground, sqrt(x^2 + z^2). ``top_voxel``: in 3-D to the centre of the highest voxel of the column,
+    as in Simple-BEV's eval_over_distance.py; no cell is then nearer than that voxel's height above the camera.
+    """
+    x, y, z = grid.axis_centers()
+    height = y[0] if frame == "top_voxel" else 0.0
+    return np.sqrt(x[None, :] ** 2 + z[:, None] ** 2 + height**2)
+
+
+class CellCounts(SumMetric):
+    """How often each cell is foreground among the samples where it counts; what constant predictions need."""
+
+    def __init__(self, protocol: BEVIoUProtocol, shape: tuple[int, int]) -> None:
+        super().__init__({"positive": shape, "valid": shape})
+        self.protocol = protocol
+
+    def update(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
+        valid = batch["valid"].bool()
+        self.sums["positive"] += (batch["seg"].bool() & valid).sum((0, 1)).cpu()
+        self.sums["valid"] += valid.sum((0, 1)).cpu()
+
+    def compute(self) -> dict[str, float]:
+        return {"foreground_fraction": float(self.sums["positive"].sum() / self.sums["valid"].sum())}
+
+    def iou_of(self, mask: np.ndarray) -> float:
+        """Global IoU of predicting ``mask`` (Z, X) bool for every sample."""
+        positive, valid = self.sums["positive"].numpy(), self.sums["valid"].numpy()
+        union = positive.sum() + (valid - positive)[mask].sum()
+        return float(positive[mask].sum() / union) if union else float("nan")
+
+    def best_mask(self) -> np.ndarray:
+        """The constant mask (Z, X) of the highest global IoU on these samples.
+
+        I / U with I = sum of positives inside and U = all positives + negatives inside is largest for a set of the cells
+        with the highest share of positives (adding a cell helps exactly if its positive/negative ratio exceeds I / U),
+        so trying every prefix in that order is exact.
+        """
+        positive = self.sums["positive"].numpy().ravel()
+        negative = self.sums["valid"].numpy().ravel() - positive
+        order = np.argsort(-positive / np.maximum(positive + negative, 1), kind="stable")
+        iou = np.cumsum(positive[order]) / np.maximum(positive.sum() + np.cumsum(negative[order]), 1)
+        mask = np.zeros(len(order), bool)
+        mask[order[: int(iou.argmax()) + 1]] = positive.sum() > 0
+        return mask.reshape(tuple(self.sums["positive"].shape))
