@@ -45,12 +45,23 @@ def sweep_link(store: Store, parent_run_id: str, objective: str, mode: str = "ma
     ascending = "true" if mode == "min" else "false"
     query = {
         "workflowType": "machine_learning",
-        "searchFilter": f"tags.mlflow.parentRunId = '{parent_run_id}'",
+        "searchFilter": trials_filter(parent_run_id),
         "orderByKey": f"metrics.`{metric_name(objective)}`",
         "orderByAsc": ascending,
         "compareRunsMode": "CHART" if charts else "TABLE",
     }
     return f"{_experiment(store)}/runs?{_query(query)}"
+
+
+def shared_view_link(store: Store, key: str) -> str:
+    """The page in the state stored under ``key`` (:mod:`sensorlab.runs.views`). Any filter here would disable it."""
+    query = {"workflowType": "machine_learning", "compareRunsMode": "CHART", "viewStateShareKey": key}
+    return f"{_experiment(store)}/runs?{_query(query)}"
+
+
+def trials_filter(parent_run_id: str) -> str:
+    """Search expression for the trials of a sweep."""
+    return f"tags.mlflow.parentRunId = '{parent_run_id}'"
 
 
 def run_link(store: Store, run_id: str) -> str:

@@ -6,8 +6,8 @@ becomes one ``_``; underscores that this puts at the ends of a ``/``-separated s
 ``.`` and ``..`` segments. So ``val/mAP@0.5`` is stored as ``val/mAP_0.5`` and ``AP[car]`` as ``AP_car``.
 
 Parameters. MLflow stores strings, write-once; the page shows them as they are. Floats are rounded to 6 significant
-digits, and a parameter searched on a log scale gets a companion ``log10_<name>``, because the axes of the comparison
-page are linear only.
+digits, and a parameter searched on a log scale (``optim.lr``) gets a companion (``optim.log10_lr``), because the axes
+of the comparison page are linear only.
 """
 
 from __future__ import annotations
@@ -82,9 +82,14 @@ def param_values(params: Mapping[str, Any], log_scaled: Collection[str] = ()) ->
     for name, value in params.items():
         stored[metric_name(name)] = param_value(value)
         if name in log_scaled and isinstance(value, (int, float)) and value > 0:
-            head, _, leaf = metric_name(name).rpartition(".")
-            stored[f"{head}.log10_{leaf}" if head else f"log10_{leaf}"] = f"{math.log10(value):.4g}"
+            stored[log10_name(metric_name(name))] = f"{math.log10(value):.4g}"
     return stored
+
+
+def log10_name(name: str) -> str:
+    """Name of a parameter's logarithm: ``optim.lr`` gives ``optim.log10_lr``."""
+    head, dot, leaf = name.rpartition(".")
+    return f"{head}{dot}log10_{leaf}"
 
 
 def shortened(text: str, limit: int) -> str:

@@ -17,6 +17,7 @@ from sensorlab.runs.client import open_client
 from sensorlab.runs.names import metric_name, param_values
 from sensorlab.runs.recorder import RunRecorder, RunStatus
 from sensorlab.runs.store import Store
+from sensorlab.runs.views import publish_sweep_view
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -151,6 +152,11 @@ class SweepRuns:
     def trials(self) -> list[TrialRun]:
         """Every child, best first (see :func:`rank`)."""
         return rank([self._trial(run) for run in self._children()], self.mode)
+
+    def publish_view(self) -> str:
+        """Prepare the page that compares the trials so far and return its address; call again as the sweep goes on."""
+        params = [run.data.params for run in self._children()]
+        return publish_sweep_view(self.store, self.parent_run_id, self.objective, self.mode, params)
 
     def close(self, status: RunStatus, deadline_s: float = 30.0) -> bool:
         """End the parent run; False if its last points are still in the spool."""
