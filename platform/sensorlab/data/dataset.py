@@ -94,7 +94,7 @@ class PreparedDataset:
         if version != SCHEMA_VERSION:
             raise UserError(
                 f"{file} has schema version {version}, this version of sensorlab reads {SCHEMA_VERSION}: "
-                "prepare the dataset again"
+                "prepare the dataset again, into another directory"
             )
         return cls(root, validate(Manifest, tree, str(file)))
 
