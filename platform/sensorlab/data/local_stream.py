@@ -1,0 +1,30 @@
+"""A stream without Ray: reads and transforms in threads of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sensorlab.data.ordered import OrderedPrefetcher
+from sensorlab.data.plan import WorkerBatch
+from sensorlab.data.stream import PrefetchedStream, StreamSpec
+
+
+class LocalStream(PrefetchedStream):
+    """Batches of one worker, made in this process; used under plain torch, by tests and by benchmarks.
+
+    Any cursor can be opened at any time, and only what is delivered (or looked ahead to) is read. With ``end_epoch``
+    the look-ahead runs on into the following epochs.
+    """
+
+    def __init__(self, spec: StreamSpec, rank: int = 0, world_size: int = 1, end_epoch: int | None = None) -> None:
+        super().__init__(spec, rank, world_size, end_epoch)
+
+    def _open(self, start: tuple[int, int], end_epoch: int) -> OrderedPrefetcher:
+        config = self.spec.config
+        return OrderedPrefetcher(
+            self._jobs(start, end_epoch), self.spec.maker, config.threads, config.prefetch_batches, "local-stream"
+        )
+
+    def _jobs(self, start: tuple[int, int], end_epoch: int) -> Iterator[WorkerBatch]:
+        for epoch, batch in self.plan.cursors(start, end_epoch):
+            yield self.plan.worker_batch(epoch, batch, self.rank, self.world_size)

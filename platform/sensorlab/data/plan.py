@@ -1,0 +1,154 @@
+"""Global batches and their slices: who trains on what, and when.
+
+Global batch ``k`` of an epoch is a fixed list of rows, ``order[k * B : (k + 1) * B]``. Worker ``r`` of ``n`` takes the
+contiguous slice ``r`` of it. The world size therefore only slices: the samples of a step, and the mean of a loss over
+them, are the same on 1, 2 or 8 workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from sensorlab.config import digest
+from sensorlab.data.order import OrderPolicy, SplitFacts
+from sensorlab.errors import UserError
+
+# What happens to the last, partial global batch of an epoch:
+#   drop  it is left out (training; `dropped_per_epoch` states the count)
+#   pad   it is filled with rows from the start of the epoch's order, which then count twice (training)
+#   fill  it is filled the same way with rows marked as filler, which never count (evaluation)
+Remainder = Literal["drop", "pad", "fill"]
+
+
+@dataclass(frozen=True, eq=False)
+class WorkerBatch:
+    """The rows that one worker processes in one step."""
+
+    epoch: int
+    batch: int  # global batch in the epoch
+    rank: int
+    world_size: int
+    rows: np.ndarray  # (B / world_size,) int64 row numbers
+    is_filler: np.ndarray  # (B / world_size,) bool
+
+    @property
+    def name(self) -> str:
+        return f"epoch {self.epoch}, batch {self.batch}, worker {self.rank} of {self.world_size}"
+
+
+@dataclass(frozen=True, eq=False)
+class StreamPlan:
+    """All global batches of all epochs, as a pure function; picklable and small (no order is stored)."""
+
+    facts: SplitFacts
+    policy: OrderPolicy
+    seed: int
+    global_batch: int
+    remainder: Remainder
+    _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.global_batch < 1:
+            raise UserError(f"the global batch must be at least 1, got {self.global_batch}")
+        if self._length == 0:
+            raise UserError("the split has no samples")
+        if self.batches_per_epoch == 0:
+            raise UserError(
+                f"the split has {self._length} samples, fewer than one global batch of {self.global_batch}: "
+                "lower the batch size, or keep partial batches (last_batch: pad)"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_orders", "_length")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _orders={})
+
+    @cached_property
+    def _length(self) -> int:
+        return self.policy.length(self.facts)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        whole, rest = divmod(self._length, self.global_batch)
+        return whole + (1 if rest and self.remainder != "drop" else 0)
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples that count: all of them under ``fill``, whole global batches otherwise."""
+        return self._length if self.remainder == "fill" else self.batches_per_epoch * self.global_batch
+
+    @property
+    def dropped_per_epoch(self) -> int:
+        return max(0, self._length - self.batches_per_epoch * self.global_batch)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of everything the plan depends on; sender and receiver of a stream compare it."""
+        return digest(
+            {
+                "dataset": self.facts.digest,
+                "row_groups": self.facts.row_groups.tolist(),
+                "policy": repr(self.policy),
+                "seed": self.seed,
+                "global_batch": self.global_batch,
+                "remainder": self.remainder,
+            }
+        )
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """(length,) int64; the last two epochs asked for are remembered, since prefetching straddles their border."""
+        order = self._orders.get(epoch)
+        if order is None:
+            order = self.policy.order(self.facts, self.seed, epoch)
+            if len(order) != self._length:
+                raise RuntimeError(f"{self.policy!r} gave {len(order)} rows in epoch {epoch}, not {self._length}")
+            order.flags.writeable = False
+            for old in [key for key in list(self._orders) if abs(key - epoch) > 1]:
+                self._orders.pop(old, None)
+            self._orders[epoch] = order
+        return order
+
+    def check_divides(self, world_size: int) -> int:
+        """Rows per worker. Raises ``UserError`` when the global batch cannot be sliced evenly."""
+        if world_size < 1 or self.global_batch % world_size:
+            raise UserError(
+                f"the global batch of {self.global_batch} samples does not divide by {world_size} workers: "
+                f"choose a multiple of {world_size}"
+            )
+        return self.global_batch // world_size
+
+    def worker_batch(self, epoch: int, batch: int, rank: int = 0, world_size: int = 1) -> WorkerBatch:
+        """The slice of global batch ``batch`` that worker ``rank`` of ``world_size`` processes.
+
+        Raises:
+            UserError: the global batch does not divide by the number of workers.
+            IndexError: there is no such batch or worker.
+        """
+        size = self.check_divides(world_size)
+        if not (0 <= batch < self.batches_per_epoch and 0 <= rank < world_size):
+            raise IndexError(f"no batch {batch} of {self.batches_per_epoch}, or no worker {rank} of {world_size}")
+        order = self.epoch_order(epoch)
+        positions = batch * self.global_batch + rank * size + np.arange(size)
+        beyond = positions >= len(order)
+        is_filler = beyond if self.remainder == "fill" else np.zeros(size, bool)
+        return WorkerBatch(epoch, batch, rank, world_size, order[positions % len(order)], is_filler)
+
+    def cursors(self, start: tuple[int, int], end_epoch: int) -> Iterator[tuple[int, int]]:
+        """(epoch, batch) from the cursor ``start`` up to, not including, ``end_epoch``."""
+        epoch, batch = self.normal_cursor(start)
+        while epoch < end_epoch:
+            yield epoch, batch
+            epoch, batch = self.normal_cursor((epoch, batch + 1))
+
+    def normal_cursor(self, cursor: tuple[int, int]) -> tuple[int, int]:
+        """The end of an epoch and the start of the next are one cursor; returns the latter form."""
+        epoch, batch = cursor
+        if not 0 <= batch <= self.batches_per_epoch:
+            raise UserError(f"cursor at batch {batch} of an epoch of {self.batches_per_epoch} batches")
+        return (epoch + 1, 0) if batch == self.batches_per_epoch else (epoch, batch)

@@ -1,0 +1,192 @@
+"""The stream through Ray Data: tasks read the planned rows, each training worker receives its own batches in order.
+
+On the driver, :func:`ray_dataset` turns a plan into a ``ray.data.Dataset`` whose row ``k`` is worker batch ``k``: ranks
+0..n-1 of global batch 0, then of global batch 1, and so on. With ``preserve_order``, ``streaming_split(n, equal=True)``
+gives row ``k`` to worker ``k mod n`` when every block holds one row: the splitter hands each block to the worker with
+the fewest rows so far (``ray/data/_internal/execution/operators/output_splitter.py``). Nothing relies on that blindly:
+each row says which worker batch it is, and :class:`RayStream` refuses any other than the one it expects.
+
+One training dataset covers all epochs from the cursor to the end, so the first batches of an epoch are made while the
+last ones of the epoch before are trained on. An order that depends on results of the epoch before needs one dataset
+per epoch; only this module would change.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from sensorlab.data.ordered import OrderedPrefetcher
+from sensorlab.data.payload import Payload, decode_payload, unpack_arrays, unpack_table
+from sensorlab.data.plan import WorkerBatch
+from sensorlab.data.ray_tasks import MakeBlocks
+from sensorlab.data.stream import Made, PrefetchedStream, StreamConfig, StreamSpec
+from sensorlab.errors import UserError
+
+if TYPE_CHECKING:
+    import ray.data
+
+MIB = 1 << 20
+
+
+def configure_data_context() -> None:
+    """Pin the Ray Data settings that the project relies on. Call it in every process that creates a dataset or trainer.
+
+    - Parquet through the V1 source: the V2 source starts 32 actors per execution and is not deterministic.
+    - ``preserve_order``: the order of the stream is part of its contract.
+    - 32 MiB blocks: decoded images in larger ones spill.
+    - No "no progress" timeout of Ray's own: it also fires while the consumer pauses, for example to evaluate. The
+      stream has its own (``stall_timeout_s``), which runs only while a step waits.
+    """
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.use_datasource_v2 = False
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = 32 * MIB
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1
+    # "Execution finished" after every evaluation is no news.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def ray_dataset(
+    spec: StreamSpec, world_size: int, start: tuple[int, int] = (0, 0), end_epoch: int = 1
+) -> ray.data.Dataset:
+    """The dataset that feeds ``world_size`` workers; give it to Ray Train, which splits it, or use ``.iterator()``.
+
+    Nothing before the cursor ``start`` = (epoch, batch) is read. Evaluation ignores ``start`` and ``end_epoch``: its
+    dataset is one pass over the split, executed again for each evaluation.
+
+    Raises:
+        UserError: the global batch does not divide by ``world_size``, or nothing is left to do.
+    """
+    import ray.data
+    from ray.data import TaskPoolStrategy
+
+    configure_data_context()
+    plan, config = spec.plan, spec.config
+    plan.check_divides(world_size)
+    if not spec.training:
+        start, end_epoch = (0, 0), 1
+    chunks = _plan_chunks(spec, world_size, start, end_epoch)
+    if not chunks:
+        raise UserError(f"nothing to stream: the cursor {start} is at or behind the end of epoch {end_epoch - 1}")
+    work = spec.maker.reader if config.transform_in == "worker" else spec.maker
+    dataset = ray.data.from_blocks(chunks).map_batches(
+        MakeBlocks(plan, plan.fingerprint, world_size, work),
+        batch_size=None,  # a task gets a whole chunk
+        batch_format="pyarrow",
+        num_cpus=config.task_cpus,
+        compute=TaskPoolStrategy(size=min(config.tasks, len(chunks))),
+    )
+    # A row cannot be split, and a block is closed as soon as it is larger than this: one row per block, always.
+    dataset.context.target_max_block_size = 1
+    return dataset
+
+
+def _plan_chunks(spec: StreamSpec, world_size: int, start: tuple[int, int], end_epoch: int) -> list[pa.Table]:
+    """Tables of (epoch, batch, rank), one per task; all rows in stream order."""
+    cursors = np.array(list(spec.plan.cursors(start, end_epoch)), np.int64).reshape(-1, 2)
+    table = pa.table(
+        {
+            "epoch": np.repeat(cursors[:, 0], world_size),
+            "batch": np.repeat(cursors[:, 1], world_size),
+            "rank": np.tile(np.arange(world_size), len(cursors)),
+        }
+    )
+    size = spec.config.batches_per_task
+    return [table.slice(first, size) for first in range(0, table.num_rows, size)]
+
+
+def reserved_cpus(config: StreamConfig) -> float:
+    """Logical CPUs that the tasks of one stream occupy, for the check that everything fits before the start."""
+    return config.tasks * config.task_cpus
+
+
+class RayStream(PrefetchedStream):
+    """One worker's end of a :func:`ray_dataset`.
+
+    Args:
+        spec: equal to the one that the dataset was made from.
+        iterator: this worker's shard (``ray.train.get_dataset_shard``) or, for a single worker, ``dataset.iterator()``.
+        start, end_epoch: as given to :func:`ray_dataset`.
+    """
+
+    def __init__(
+        self,
+        spec: StreamSpec,
+        iterator: ray.data.DataIterator,
+        rank: int = 0,
+        world_size: int = 1,
+        start: tuple[int, int] = (0, 0),
+        end_epoch: int = 1,
+    ) -> None:
+        super().__init__(spec, rank, world_size, end_epoch)
+        self._iterator = iterator
+        self._start = self.plan.normal_cursor(start) if spec.training else (0, 0)
+
+    def _open(self, start: tuple[int, int], end_epoch: int) -> OrderedPrefetcher:
+        if start != self._start:
+            raise RuntimeError(
+                f"this stream was planned to start at (epoch, batch) {self._start} and was asked for {start}: "
+                "a training stream runs forward only, make a new dataset to move it"
+            )
+        config = self.spec.config
+        blocks = self._iterator.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=min(2, config.prefetch_batches)
+        )
+        expected = self.plan.cursors(start, end_epoch)
+        return OrderedPrefetcher(
+            _paired(expected, blocks), self._make, config.threads, config.prefetch_batches, "ray-stream"
+        )
+
+    def _make(self, pair: tuple[tuple[int, int], pa.Table]) -> Made:
+        (epoch, batch), block = pair
+        payload = decode_payload(block)
+        job = self.plan.worker_batch(epoch, batch, self.rank, self.world_size)
+        self._check_identity(payload, job)
+        if payload.kind == "error":
+            raise UserError(payload.content.to_pybytes().decode())
+        if payload.kind == "arrays":
+            return unpack_arrays(payload.content), payload.corrupt
+        return self.spec.maker.make(job, unpack_table(payload.content), payload.corrupt)
+
+    def _check_identity(self, payload: Payload, job: WorkerBatch) -> None:
+        found = (payload.epoch, payload.batch, payload.rank, payload.world_size, payload.plan)
+        if found != (job.epoch, job.batch, job.rank, job.world_size, self.plan.fingerprint):
+            raise RuntimeError(
+                f"the stream delivered {payload.name} where {job.name} of plan {self.plan.fingerprint} was due"
+            )
+
+    def _stall_message(self, cursor: tuple[int, int], waited: float) -> str:
+        import ray
+
+        config = self.spec.config
+        free = ray.available_resources().get("CPU", 0.0)
+        return (
+            f"{super()._stall_message(cursor, waited)}. The stream runs {config.tasks} tasks of {config.task_cpus:g} "
+            f"CPUs each; {free:g} CPUs are free in the cluster. Lower task_cpus, or give the cluster more CPUs"
+        )
+
+
+def _paired(
+    cursors: Iterator[tuple[int, int]], blocks: Iterable[pa.Table]
+) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+    """Each expected cursor with the block that arrived; ends early when the blocks do. Closes the blocks' iterator."""
+    iterator = iter(blocks)
+    try:
+        for cursor in cursors:
+            block = next(iterator, None)
+            if block is None:
+                return
+            yield cursor, block
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()  # frees Ray's executor at once instead of when the iterator is collected

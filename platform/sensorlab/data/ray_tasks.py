@@ -1,0 +1,45 @@
+"""What runs inside the Ray Data tasks of a stream. Imports neither torch nor Ray: a reading task starts at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from sensorlab.data.batch import BatchMaker, RowReader
+from sensorlab.data.payload import encode_payload, pack_arrays, pack_table
+from sensorlab.data.plan import StreamPlan, WorkerBatch
+from sensorlab.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class MakeBlocks:
+    """Map function: a table of (epoch, batch, rank) in, one block with one row per worker batch out.
+
+    Args:
+        work: a reader (the blocks hold compressed samples) or a batch maker (they hold the collated arrays).
+    """
+
+    plan: StreamPlan
+    fingerprint: str
+    world_size: int
+    work: RowReader | BatchMaker
+
+    def __call__(self, chunk: pa.Table) -> Iterator[pa.Table]:
+        for epoch, batch, rank in zip(
+            *(chunk.column(name).to_pylist() for name in ("epoch", "batch", "rank")), strict=True
+        ):
+            job = self.plan.worker_batch(epoch, batch, rank, self.world_size)
+            try:
+                yield self._block(job)
+            except UserError as error:
+                # As data, not as an exception: it is raised when, and if, the consumer gets there.
+                yield encode_payload(job, self.fingerprint, "error", pa.py_buffer(str(error).encode()))
+
+    def _block(self, job: WorkerBatch) -> pa.Table:
+        if isinstance(self.work, RowReader):
+            table, corrupt = self.work(job.rows)
+            return encode_payload(job, self.fingerprint, "samples", pack_table(table), corrupt)
+        arrays, corrupt = self.work(job)
+        return encode_payload(job, self.fingerprint, "arrays", pack_arrays(arrays), corrupt)

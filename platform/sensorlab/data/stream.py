@@ -1,0 +1,233 @@
+"""Streams of training batches: what the engine sees, and the parts that all of them share.
+
+A stream gives one worker its slice of the global batches of an epoch, from any batch on, as CPU tensors. Two exist and
+give the same bytes: :class:`~sensorlab.data.local_stream.LocalStream` reads and transforms in threads of this process,
+:class:`~sensorlab.data.ray_stream.RayStream` receives what Ray Data tasks have read.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from sensorlab.config import StrictModel
+from sensorlab.data.batch import Arrays, BatchMaker, RowReader, SampleTransform, corrupt_error
+from sensorlab.data.dataset import Split
+from sensorlab.data.order import DEFAULT_WINDOW_ROW_GROUPS, OrderPolicy, SequentialOrder, ShuffledOrder, SplitFacts
+from sensorlab.data.ordered import OrderedPrefetcher
+from sensorlab.data.payload import CorruptSample
+from sensorlab.data.plan import StreamPlan
+from sensorlab.errors import UserError
+
+log = logging.getLogger(__name__)
+
+TensorBatch = dict[str, torch.Tensor]
+Made = tuple[Arrays, tuple[CorruptSample, ...]]
+
+
+class StreamConfig(StrictModel):
+    """How samples get from the shards to the step. None of these options changes the content of a batch, except
+    ``window_row_groups`` and ``last_batch``."""
+
+    transform_in: Literal["worker", "task"] = "worker"
+    """Where decoding and augmentation run under Ray: in threads of the training worker (fastest on one host, since
+    only compressed samples cross the object store) or in Ray tasks (when CPU nodes feed GPU nodes)."""
+    threads: int = Field(default=2, ge=1)
+    """Transform threads of each training worker."""
+    prefetch_batches: int = Field(default=4, ge=1)
+    """Batches that are ready or in the making ahead of the step, in each training worker."""
+    window_row_groups: int = Field(default=DEFAULT_WINDOW_ROW_GROUPS, ge=1)
+    """Training order: rows are mixed inside windows of this many shuffled row groups."""
+    last_batch: Literal["drop", "pad"] = "drop"
+    """Training: leave the last partial global batch out, or pad it from the start of the epoch's order."""
+    max_corrupt_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the split's samples that may be corrupt before the run stops; 0 stops at the first."""
+    tasks: int = Field(default=2, ge=1)
+    """Ray Data tasks that read (and transform) at the same time, for all workers together."""
+    task_cpus: float = Field(default=0.0, ge=0.0)
+    """Logical CPUs that each of these tasks reserves. 0 always fits beside the training workers, so nothing can wait
+    for ever on a small machine; set 1 where CPU nodes do the transforms."""
+    batches_per_task: int = Field(default=8, ge=1)
+    """Worker batches made by one Ray task, one block each: starting a task costs as much as several blocks."""
+    stall_timeout_s: float = Field(default=300.0, gt=0.0)
+    """Give up when no batch arrives for this long while the step waits for it."""
+
+
+class SampleStream(Protocol):
+    """What the engine sees of a stream, on one worker."""
+
+    @property
+    def global_batch(self) -> int: ...
+
+    @property
+    def batches_per_epoch(self) -> int: ...
+
+    @property
+    def samples_per_epoch(self) -> int: ...
+
+    @property
+    def dropped_per_epoch(self) -> int: ...
+
+    @property
+    def corrupt_samples(self) -> list[CorruptSample]: ...
+
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[TensorBatch]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class StreamSpec:
+    """Everything that defines the content of a stream; picklable. Driver and workers hold equal ones.
+
+    Args:
+        training: shuffled and augmented, or (False) in storage order with every sample counted once.
+        policy: order of the epochs; default shuffled in training, sequential in evaluation.
+    """
+
+    split: Split
+    task: SampleTransform
+    global_batch: int
+    seed: int
+    training: bool
+    config: StreamConfig = field(default_factory=StreamConfig)
+    policy: OrderPolicy | None = None
+
+    @cached_property
+    def plan(self) -> StreamPlan:
+        policy = self.policy
+        if policy is None:
+            policy = ShuffledOrder(self.config.window_row_groups) if self.training else SequentialOrder()
+        facts = SplitFacts(self.split.dataset_digest, self.split.row_groups)
+        if facts.num_samples == 0:
+            raise UserError(f"split {self.split.name!r} of the dataset has no samples")
+        return StreamPlan(
+            facts, policy, self.seed, self.global_batch, self.config.last_batch if self.training else "fill"
+        )
+
+    @cached_property
+    def maker(self) -> BatchMaker:
+        reader = RowReader(self.split, tuple(self.task.columns), self.config.max_corrupt_fraction > 0)
+        return BatchMaker(reader, self.task, self.seed, self.training)
+
+
+class PrefetchedStream(ABC):
+    """Base of the streams: keeps one look-ahead pipeline that runs on across the end of an epoch.
+
+    Args:
+        rank, world_size: this worker.
+        end_epoch: first epoch that will not be asked for; the look-ahead stops there.
+    """
+
+    def __init__(self, spec: StreamSpec, rank: int, world_size: int, end_epoch: int | None) -> None:
+        spec.plan.check_divides(world_size)
+        self.spec = spec
+        self.plan = spec.plan
+        self.rank = rank
+        self.world_size = world_size
+        self.corrupt_samples: list[CorruptSample] = []
+        self._end_epoch = end_epoch
+        self._pipeline: OrderedPrefetcher | None = None
+        self._pipeline_end = 0  # epoch at which the pipeline ends
+        self._next: tuple[int, int] | None = None  # cursor of the pipeline's next batch
+
+    @property
+    def global_batch(self) -> int:
+        return self.plan.global_batch
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self.plan.batches_per_epoch
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples that count in an epoch, over all workers."""
+        return self.plan.samples_per_epoch
+
+    @property
+    def dropped_per_epoch(self) -> int:
+        return self.plan.dropped_per_epoch
+
+    @abstractmethod
+    def _open(self, start: tuple[int, int], end_epoch: int) -> OrderedPrefetcher:
+        """Start the pipeline of this worker's batches from the cursor ``start`` up to ``end_epoch``."""
+
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[TensorBatch]:
+        """This worker's slice of the global batches ``start_batch``.. of ``epoch``.
+
+        Keys: the task's arrays, ``index`` (b,) int64 row numbers in the split, ``is_filler`` (b,) bool. Leaving the
+        iteration early is allowed; it can be taken up again at the next batch. Evaluation sees the same batches in
+        every epoch.
+
+        Raises:
+            UserError: a corrupt sample beyond what ``max_corrupt_fraction`` allows.
+        """
+        if not self.spec.training:
+            epoch = 0
+        if start_batch == self.batches_per_epoch:
+            return
+        cursor = (epoch, start_batch)
+        if self._next != cursor or epoch >= self._pipeline_end:
+            self.close()
+            ahead = self.spec.training and self._end_epoch is not None
+            self._pipeline_end = max(epoch + 1, self._end_epoch or 0) if ahead else epoch + 1
+            self._pipeline = self._open(cursor, self._pipeline_end)
+            self._next = cursor
+        for batch in range(start_batch, self.batches_per_epoch):
+            if self._next != (epoch, batch):
+                raise RuntimeError("a stream has one reader: another iteration has moved it")
+            arrays, corrupt = self._take((epoch, batch))
+            self._next = self.plan.normal_cursor((epoch, batch + 1))
+            self._count_corrupt(corrupt)
+            yield to_tensors(arrays)
+
+    def close(self) -> None:
+        """Stop all threads and release what was read ahead. The stream can be used again."""
+        if self._pipeline is not None:
+            self._pipeline.close()
+        self._pipeline = self._next = None
+
+    def _take(self, cursor: tuple[int, int]) -> Made:
+        assert self._pipeline is not None
+        timeout, started = self.spec.config.stall_timeout_s, time.monotonic()
+        warn_after = min(30.0, timeout / 2)
+        if not self._pipeline.ready(warn_after):
+            log.warning("waiting for data for %.0f s (epoch %d, batch %d)", warn_after, *cursor)
+            if not self._pipeline.ready(timeout - warn_after):
+                self._pipeline.close(timeout=0.0)  # its feeder is stuck
+                raise TimeoutError(self._stall_message(cursor, time.monotonic() - started))
+        try:
+            return next(self._pipeline)
+        except StopIteration:
+            raise RuntimeError(f"the stream ended before epoch {cursor[0]}, batch {cursor[1]}") from None
+
+    def _stall_message(self, cursor: tuple[int, int], waited: float) -> str:
+        return f"no data for {waited:.0f} s, waiting for epoch {cursor[0]}, batch {cursor[1]}"
+
+    def _count_corrupt(self, corrupt: tuple[CorruptSample, ...]) -> None:
+        """Note each corrupt sample once; stop the run when there are too many."""
+        known = {sample.row for sample in self.corrupt_samples}
+        for sample in corrupt:
+            if sample.row not in known:
+                log.warning("skipped: %s", sample.message)
+                self.corrupt_samples.append(sample)
+        fraction, total = self.spec.config.max_corrupt_fraction, self.spec.split.num_samples
+        if len(self.corrupt_samples) > fraction * total:
+            raise UserError(
+                f"{len(self.corrupt_samples)} of {total} samples are corrupt, more than max_corrupt_fraction "
+                f"{fraction:g} allows. The last: {corrupt_error(corrupt[-1])}"
+            )
+
+
+def to_tensors(arrays: Mapping[str, np.ndarray]) -> TensorBatch:
+    """Tensors that share memory with the arrays, except with read-only ones, which are copied."""
+    return {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in arrays.items()}

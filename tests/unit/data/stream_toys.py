@@ -1,0 +1,72 @@
+"""A tiny prepared split and a task with every kind of array, shared by the tests of the streams."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sensorlab.data.dataset import Split
+from sensorlab.data.images import ResizeCrop, decode_image
+from sensorlab.data.random_streams import SampleRandom
+from sensorlab.data.sample import LIDAR_FIELDS, CameraFrame, PointSweep, Sample
+from sensorlab.data.shards import write_shard
+
+IMAGE = (12, 16)  # height, width
+
+
+def toy_jpeg(row: int) -> bytes:
+    pixels = np.random.default_rng(row).integers(0, 255, (*IMAGE, 3), np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "JPEG")
+    return sink.getvalue()
+
+
+def toy_sample(row: int, broken: bool = False) -> Sample:
+    jpeg = toy_jpeg(row)
+    identity = np.eye(4)
+    camera = CameraFrame(
+        "CAM_FRONT", jpeg[: len(jpeg) // 2] if broken else jpeg, IMAGE[1], IMAGE[0], np.eye(3), identity, identity, row
+    )
+    points = np.full((2 + row % 3, len(LIDAR_FIELDS)), row, np.float32)
+    lidar = PointSweep("LIDAR_TOP", 0, 0.0, identity, points)
+    return Sample(f"token-{row}", "scene", "scene-token", row, identity, cameras=[camera], lidars=[lidar])
+
+
+def toy_split(
+    root: Path, shard_rows: tuple[int, ...] = (13, 10), group: int = 4, broken: tuple[int, ...] = ()
+) -> Split:
+    """Shards on disk with samples token-0, token-1, ... in row order; ``broken`` rows hold half a JPEG."""
+    shards, groups, first = [], [], 0
+    for index, count in enumerate(shard_rows):
+        rows = range(first, first + count)
+        info = write_shard(root, f"train/shard-{index:05d}.parquet", (toy_sample(r, r in broken) for r in rows), group)
+        shards.append(str(root / info.file))
+        groups += [(index, number, size) for number, size in enumerate(info.rows)]
+        first += count
+    return Split("train", "toy-digest", tuple(shards), np.array(groups, np.int64))
+
+
+class ToyTask:
+    """Decodes the image, draws augmentation, and outputs uint8, float32, int64 and bool arrays."""
+
+    columns = ("cameras", "lidars")
+
+    def transform(self, sample: Sample, random: SampleRandom, training: bool) -> dict[str, np.ndarray]:
+        image = decode_image(sample.cameras[0].jpeg, ResizeCrop.plain(IMAGE), "bilinear", f"sample {sample.token}")
+        noise = random.stream("noise").normal(size=3) if training else np.zeros(3)
+        return {
+            "image": image,
+            "noise": noise.astype(np.float32),
+            "timestamp": np.int64(sample.timestamp),
+            "flip": np.bool_(training and random.stream("flip").random() < 0.5),
+            "points": sample.lidars[0].points,
+        }
+
+    def collate(self, items: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Ragged points are packed: values and the number of points of each sample."""
+        stacked = {name: np.stack([item[name] for item in items]) for name in items[0] if name != "points"}
+        points = [item["points"] for item in items]
+        return {**stacked, "points": np.concatenate(points), "num_points": np.array([len(p) for p in points])}
