@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sensorlab.runs.client import open_client
 from sensorlab.runs.names import metric_name, param_values
+from sensorlab.runs.outbox import stored_images
 from sensorlab.runs.recorder import RunRecorder, RunStatus
 from sensorlab.runs.store import Store
-from sensorlab.runs.views import publish_sweep_view
+from sensorlab.runs.views import common_images, publish_sweep_view
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -30,6 +31,9 @@ SWEEP_TAG = "sensorlab.sweep_id"
 TRIAL_TAG = "sensorlab.trial_id"
 PROTOCOL_TAG = "sensorlab.protocol"
 """Tag with the digest of the metric protocols of a run; runs with different protocols are not ranked together."""
+
+BEFORE_FIRST_STEP = -1
+"""Step of the placeholder point (NaN) that every run of a sweep starts with."""
 
 Mode = Literal["max", "min"]
 
@@ -90,6 +94,7 @@ class SweepRuns:
         self.parent_run_id = _find_or_create(
             *(self._client, store, {SWEEP_TAG: sweep_id, "sensorlab.role": "sweep"}, name),
             {**(tags or {}), "sensorlab.objective": metric_name(objective), "sensorlab.mode": mode},
+            objective,
         )
         self.recorder = RunRecorder(store.uri, self.parent_run_id, spool_dir)
         self.recorder.log_params(params or {})
@@ -109,7 +114,7 @@ class SweepRuns:
             log_scaled: names in ``params`` that are searched on a log scale.
         """
         identity = {PARENT_TAG: self.parent_run_id, TRIAL_TAG: trial_id, "sensorlab.role": "trial"}
-        run_id = _find_or_create(self._client, self.store, identity, name or trial_id, tags or {})
+        run_id = _find_or_create(self._client, self.store, identity, name or trial_id, tags or {}, self.objective)
         run = self._client.get_run(run_id)
         from mlflow.entities import Param
 
@@ -155,8 +160,11 @@ class SweepRuns:
 
     def publish_view(self) -> str:
         """Prepare the page that compares the trials so far and return its address; call again as the sweep goes on."""
-        params = [run.data.params for run in self._children()]
-        return publish_sweep_view(self.store, self.parent_run_id, self.objective, self.mode, params)
+        trials = self.trials()
+        with_images = [trial for trial in trials if "mlflow.loggedImages" in trial.tags][:20]
+        images = common_images([stored_images(self._client, trial.run_id) for trial in with_images])
+        params = [trial.params for trial in trials]
+        return publish_sweep_view(self.store, self.parent_run_id, self.objective, self.mode, params, images)
 
     def close(self, status: RunStatus, deadline_s: float = 30.0) -> bool:
         """End the parent run; False if its last points are still in the spool."""
@@ -207,12 +215,18 @@ def rank(trials: Collection[TrialRun], mode: Mode) -> list[TrialRun]:
 
 
 def _find_or_create(
-    client: MlflowClient, store: Store, identity: Mapping[str, str], name: str, tags: Mapping[str, str]
+    client: MlflowClient, store: Store, identity: Mapping[str, str], name: str, tags: Mapping[str, str], objective: str
 ) -> str:
     found = _search(client, store, identity)
     if found:
         return str(found[0].info.run_id)
+    from mlflow.entities import Metric
+
     run = client.create_run(store.experiment_id, tags={**tags, **identity}, run_name=name)
+    # MLflow's comparison page opens on the metric that was stored first. A point "not measured yet", before any step,
+    # makes that the objective; charts leave NaN out, tables sort it last.
+    placeholder = Metric(metric_name(objective), math.nan, run.info.start_time, BEFORE_FIRST_STEP)
+    client.log_batch(run.info.run_id, metrics=[placeholder], synchronous=True)
     return str(run.info.run_id)
 
 
