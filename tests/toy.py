@@ -105,7 +105,7 @@ class ToyStream:
                 self.task.transform(sample, SampleRandom(self.seed, epoch, sample.token), self.training)
                 for sample in samples
             ]
-            batch = self.task.collate(items) | {"index": own}
+            batch = self.task.collate(items) | {"index": own, "is_filler": np.zeros(len(own), bool)}
             yield {name: torch.from_numpy(value) for name, value in batch.items()}
 
 

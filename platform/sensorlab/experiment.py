@@ -135,6 +135,12 @@ class ExperimentConfig(StrictModel):
             raise ValueError("a mapping with the 'name' of a task")
         return validate(task_class(value["name"]).Config, value, where="task")
 
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _default_schedule(cls, value: Any) -> Any:
+        """Keys of the default schedule may be set without repeating its name."""
+        return {"name": OneCycleSchedule().name, **value} if isinstance(value, Mapping) else value
+
     @model_validator(mode="after")
     def _batches_fit(self) -> ExperimentConfig:
         for key in ("global_batch", "val_batch"):

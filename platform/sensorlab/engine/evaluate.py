@@ -37,6 +37,8 @@ def evaluate(training: Training, stream: SampleStream) -> tuple[dict[str, float]
         with autocast(training):
             outputs = task.forward(model, batch)
             for one_outputs, one_batch in task.split_samples(outputs, batch):
+                if one_batch["is_filler"].item():
+                    continue
                 terms, extras = task.losses(model, one_outputs, one_batch)
                 count += 1
                 for name, value in _with_total(terms, extras).items():

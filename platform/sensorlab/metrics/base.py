@@ -42,7 +42,7 @@ class Metric(ABC):
 
     @abstractmethod
     def update(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
-        """Add one batch."""
+        """Add one batch. Filler samples (``batch["is_filler"]`` true, shape (B,)) must not count."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

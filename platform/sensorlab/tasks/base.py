@@ -47,7 +47,8 @@ class BaseTask(ABC):
     def collate(self, items: Sequence[Arrays]) -> Arrays:
         """Stack transformed samples along a new first dimension. Override for ragged arrays (values + offsets).
 
-        The stream adds ``index`` (B,) int64, the row numbers of the samples in their split.
+        The stream adds ``index`` (B,) int64, the row numbers of the samples in their split, and ``is_filler`` (B,)
+        bool: samples that only fill the last batch of an evaluation and do not count.
         """
         return {name: np.stack([item[name] for item in items]) for name in items[0]}
 
