@@ -59,9 +59,12 @@ KINDS: dict[str, ActorKind] = {
     "worker": ActorKind(
         "human.pedestrian.construction_worker", (0.74, 0.68, 1.78), 0.05, "person", ((0.92, 0.70, 0.10),), -3.0, 60.0
     ),
-    "cone": ActorKind("movable_object.trafficcone", (0.42, 0.42, 1.05), 0.06, "cone", ((0.92, 0.36, 0.08),), -8.0, 70.0),
+    "cone": ActorKind(
+        "movable_object.trafficcone", (0.42, 0.42, 1.05), 0.06, "cone", ((0.92, 0.36, 0.08),), -8.0, 70.0
+    ),
     "barrier": ActorKind(
-        "movable_object.barrier", (0.52, 2.40, 1.00), 0.04, "barrier", ((0.86, 0.84, 0.80), (0.80, 0.30, 0.22)), 2.0, 35.0
+        "movable_object.barrier", (0.52, 2.40, 1.00), 0.04, "barrier",
+        ((0.86, 0.84, 0.80), (0.80, 0.30, 0.22)), 2.0, 35.0,
     ),
     "building": ActorKind(
         "", (18.0, 10.0, 11.0), 0.25, "building",

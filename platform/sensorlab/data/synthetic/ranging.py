@@ -232,7 +232,7 @@ class RadarScanner:
     def _dynamic_property(
         state: WorldState, over_ground: np.ndarray, radial: np.ndarray, body: np.ndarray
     ) -> np.ndarray:
-        """The sensor's label of the motion of each point: what moves comes, goes or crosses; what stands may have moved."""
+        """Labels of motion: moving things come, go or cross; still ones may have moved before."""
         speed = np.hypot(over_ground[:, 0], over_ground[:, 1])
         share = radial / np.maximum(speed, 1e-6)
         moving = np.where(share < -0.5, ONCOMING, np.where(share > 0.5, MOVING, CROSSING_MOVING))
@@ -280,6 +280,6 @@ def _blocked(points: np.ndarray, owners: np.ndarray, boxes: np.ndarray) -> np.nd
         inverse = 1.0 / np.where(np.abs(step) < 1e-9, 1e-9, step)
         first, second = (-half - origin) * inverse, (half - origin) * inverse
         enter, leave = np.maximum(enter, np.minimum(first, second)), np.minimum(leave, np.maximum(first, second))
-    crossed = enter < leave
+    crossed: np.ndarray = np.less(enter, leave)
     crossed[np.arange(len(points)), owners] = False
-    return crossed.any(axis=1)
+    return np.any(crossed, axis=1)

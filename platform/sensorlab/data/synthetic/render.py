@@ -23,6 +23,7 @@ from sensorlab.geometry.boxes import box_corners, poses_from_boxes3d
 from sensorlab.geometry.poses import inverse_rigid, transform_points
 
 NEAR = 0.1  # metres
+NOISE_TILE_MARGIN = 32  # pixels by which the noise of a scene is larger than an image, to be shifted per frame
 MAX_BODY_DISTANCE = 150.0  # metres; smaller than a pixel or two beyond
 _SHADOW_DISTANCE = 45.0
 _BILINEAR_DISTANCE, _FINE_DISTANCE, _GROUND_DISTANCE = 14.0, 30.0, 170.0
@@ -55,7 +56,7 @@ class CameraRenderer:
     Args:
         spec: the camera.
         ground, weather: of the scene.
-        noise: (H + 32, W + 32, 3) float32 image noise of unit deviation, shared by the cameras of a scene.
+        noise: (H + margin, W + margin, 3) float32 image noise of unit deviation, shared by the cameras of a scene.
     """
 
     def __init__(self, spec: CameraSpec, ground: Ground, weather: Weather, noise: np.ndarray) -> None:
@@ -165,8 +166,16 @@ class CameraRenderer:
             dy = self._ground_y[rows, window.columns] - np.float32(box[1])
             enter, leave = np.float32(0.0), np.float32(box[5] / sun_ego[2])
             for local, rate, half in (
-                (np.float32(turn[0]) * dx + np.float32(turn[1]) * dy, turn[0] * sun_ego[0] + turn[1] * sun_ego[1], box[3] / 2),
-                (np.float32(turn[0]) * dy - np.float32(turn[1]) * dx, turn[0] * sun_ego[1] - turn[1] * sun_ego[0], box[4] / 2),
+                (
+                    np.float32(turn[0]) * dx + np.float32(turn[1]) * dy,
+                    turn[0] * sun_ego[0] + turn[1] * sun_ego[1],
+                    box[3] / 2,
+                ),
+                (
+                    np.float32(turn[0]) * dy - np.float32(turn[1]) * dx,
+                    turn[0] * sun_ego[1] - turn[1] * sun_ego[0],
+                    box[4] / 2,
+                ),
             ):
                 inverse = np.float32(1.0 / (rate if abs(rate) > 1e-6 else 1e-6))
                 first, second = (np.float32(-half) - local) * inverse, (np.float32(half) - local) * inverse
@@ -199,9 +208,7 @@ class CameraRenderer:
         (left, right), (top, bottom) = bounds
         near = np.hypot(boxes[:, 0], boxes[:, 1]) < MAX_BODY_DISTANCE
         chosen = np.nonzero((left < right) & (top < bottom) & near)[0]
-        return {
-            int(i): _Window(slice(int(top[i]), int(bottom[i])), slice(int(left[i]), int(right[i]))) for i in chosen
-        }
+        return {int(i): _Window(slice(int(top[i]), int(bottom[i])), slice(int(left[i]), int(right[i]))) for i in chosen}
 
     def _rays(self, box: np.ndarray, rows: slice | np.ndarray, columns: slice | np.ndarray) -> tuple[list, list]:
         """Column and row parts of the rays in the axes of a box, three arrays each."""
@@ -217,7 +224,7 @@ class CameraRenderer:
         """Enter one body into the depth buffer; returns how many pixels it covers, seen or not."""
         column, row = self._rays(box, window.rows, window.columns)
         directions = tuple(c[None, :] + r[:, None] for c, r in zip(column, row, strict=True))
-        t, face = intersect(box[3:6] / 2, origin_in_box(box, self._origin), directions)  # type: ignore[arg-type]
+        t, face = intersect(box[3:6] / 2, origin_in_box(box, self._origin), directions)
         region = depth[window.rows, window.columns]
         nearer = t < region
         region[nearer] = t[nearer]
@@ -266,7 +273,7 @@ class CameraRenderer:
 
     def _develop(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Exposure, noise and rounding to 8 bit."""
-        row, column = int(rng.integers(32)), int(rng.integers(32))
+        row, column = (int(offset) for offset in rng.integers(NOISE_TILE_MARGIN, size=2))
         height, width = image.shape[:2]
         image *= np.float32(rng.uniform(0.94, 1.06))
         image += self._noise[row : row + height, column : column + width] * np.float32(self._weather.noise)

@@ -94,6 +94,11 @@ class Rig:
     lidar: LidarSpec
     radars: tuple[RadarSpec, ...]
 
+    @property
+    def sensors(self) -> tuple[CameraSpec | LidarSpec | RadarSpec, ...]:
+        """All of them: cameras, lidar, radars."""
+        return (*self.cameras, self.lidar, *self.radars)
+
 
 def make_rig(vehicle: int, image_size: tuple[int, int], lidar_azimuths: int) -> Rig:
     """The sensors of vehicle 0 or 1.

@@ -58,10 +58,10 @@ def _paint_panorama(rng: np.random.Generator, haze: np.ndarray, zenith: np.ndarr
     azimuth = np.linspace(-math.pi, math.pi, columns, endpoint=False)
     if not night:
         # Clouds: a few waves of azimuth and height, periodic in azimuth.
-        waves = sum(
-            np.sin(azimuth[None] * int(rng.integers(2, 14)) + elevation[:, None] * rng.uniform(8, 40) + rng.uniform(0, 6.3))
-            for _ in range(7)
-        )
+        waves = np.zeros((rows, columns))
+        for _ in range(7):
+            phase = elevation[:, None] * rng.uniform(8, 40) + rng.uniform(0, 6.3)
+            waves += np.sin(azimuth[None] * int(rng.integers(2, 14)) + phase)
         cover = np.clip((waves - 1.0) / 4.0, 0.0, 0.5)[..., None] * blend
         panorama += cover * (np.array([0.97, 0.97, 0.98]) * haze.max() * 1.1 - panorama)
     _paint_skyline(panorama, rng, haze, elevation, azimuth, night)
@@ -69,7 +69,12 @@ def _paint_panorama(rng: np.random.Generator, haze: np.ndarray, zenith: np.ndarr
 
 
 def _paint_skyline(
-    panorama: np.ndarray, rng: np.random.Generator, haze: np.ndarray, elevation: np.ndarray, azimuth: np.ndarray, night: bool
+    panorama: np.ndarray,
+    rng: np.random.Generator,
+    haze: np.ndarray,
+    elevation: np.ndarray,
+    azimuth: np.ndarray,
+    night: bool,
 ) -> None:
     """Woods and far houses on the horizon, hazy, in place."""
     columns = len(azimuth)

@@ -52,11 +52,12 @@ class Scene:
         return world_state(self.ego, self.actors, time)
 
 
-def make_scene(seed: int, index: int, duration: float, split: str) -> Scene:
-    """Draw scene ``index`` of the world of ``seed``. ``split`` (train or val) only goes into its name."""
+def make_scene(seed: int, index: int, duration: float, split: str, position: int) -> Scene:
+    """Draw scene ``index`` of the world of ``seed``: number ``position`` of its ``split`` (train or val)."""
     rng = keyed_generator("synthetic-world", seed, index)
-    # Coprime cycles, so that small worlds already have every manoeuvre, night and rain.
-    night, rain = index % 4 == 3, index % 8 == 5
+    # Fixed cycles instead of draws, so that small worlds have night in both splits, rain and every manoeuvre.
+    night = position % 4 == 2 if split == "train" else position % 2 == 1
+    rain = not night and position % 4 == (3 if split == "train" else 2)
     manoeuvre = ("straight", "left turn", "right turn", "curve")[(index + index // 4) % 4]
     layout, ego = _plan_ego(manoeuvre, duration, rng)
     layout, ego, extent = _place(layout, ego, duration)
@@ -84,7 +85,9 @@ def _plan_ego(manoeuvre: str, duration: float, rng: np.random.Generator) -> tupl
     layout = make_layout((0.0, 0.0, heading), curvature, lanes)
     lane = int(rng.integers(lanes))
     speed = float(rng.uniform(7.0, 11.0))
-    path = layout.main.offset_path(-0.5 * speed * duration - float(rng.uniform(5.0, 15.0)), layout.main.lane_offset(lane, 1))
+    path = layout.main.offset_path(
+        -0.5 * speed * duration - float(rng.uniform(5.0, 15.0)), layout.main.lane_offset(lane, 1)
+    )
     if rng.random() < 0.4:
         return layout, Motion(path, 0.0, speed, final_speed=0.3 * speed, rate=-1.2)
     return layout, Motion(path, 0.0, speed)
@@ -243,7 +246,9 @@ class _SceneBuilder:
             x, y, yaw = road.pose(s + 6.5 + 2.9 * step, strip + side * 0.9, -side)
             self._add("barrier", standing((x, y, yaw + math.pi / 2)), gap=0.1)
         for step in range(int(rng.integers(3, 7))):
-            self._add("cone", standing(road.pose(s - 5.0 - 2.2 * step, strip - side * (1.0 - 0.35 * step), side)), gap=0.1)
+            self._add(
+                "cone", standing(road.pose(s - 5.0 - 2.2 * step, strip - side * (1.0 - 0.35 * step), side)), gap=0.1
+            )
         for _ in range(2):
             place = road.pose(s + float(rng.uniform(5.0, 14.0)), strip - side * 0.7, side)
             self._add("worker", standing(place), gap=0.1)
