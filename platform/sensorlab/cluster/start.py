@@ -37,7 +37,7 @@ ENVIRONMENT: dict[str, str] = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # keep the working directory, so that relative paths mean what the user wrote
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 the old reporter is the silent one
     "TUNE_GLOBAL_CHECKPOINT_S": "2",  # a killed driver forgets at most this much of the sweep's state
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "20",  # a stopped trial may take this long to close its run before actor reuse
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "45",  # a stopped trial may take this long to close its run before actor reuse
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -149,8 +149,9 @@ def connect(
 
     import ray
 
-    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+    for name in ("ray", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # prints every failure of a trial; the sweep does that
     options: dict[str, Any] = {
         "address": address or "local",
         "runtime_env": runtime_env(local),

@@ -39,7 +39,9 @@ class Dimension(StrictModel):
     def _one_kind(self) -> Dimension:
         kinds = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(kinds) != 1:
-            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}; found {', '.join(kinds) or 'none'}")
+            raise ValueError(
+                f"give exactly one of {', '.join(type(self).model_fields)}; found {', '.join(kinds) or 'none'}"
+            )
         values = getattr(self, kinds[0])
         if self.choice is not None:
             if not values:
@@ -70,8 +72,7 @@ class AshaConfig(StrictModel):
     """Asynchronous successive halving: a trial below the top 1/reduction of its rung is stopped."""
 
     grace_epochs: int = Field(default=1, ge=1)  # no trial is stopped before
-    reduction: float = Field(default=3.0, gt=1.0)
-    brackets: int = Field(default=1, ge=1)
+    reduction: float = Field(default=3.0, gt=1.0)  # rungs are at grace_epochs * reduction^k
 
 
 class SweepConfig(StrictModel):
@@ -86,7 +87,9 @@ class SweepConfig(StrictModel):
     objective: str = "val/iou"
     mode: Literal["min", "max"] = "max"
     seed: int = 0
-    time_budget_s: float | None = Field(default=None, gt=0)  # no new results after this time; running trials are stopped
+    time_budget_s: float | None = Field(
+        default=None, gt=0
+    )  # no new results after this time; running trials are stopped
     max_failures: int = Field(default=2, ge=0)  # restarts of one trial after a crash; it continues from its checkpoint
 
     @model_validator(mode="after")
@@ -111,7 +114,9 @@ class SweepConfig(StrictModel):
         return total
 
 
-def split_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+def split_overrides(
+    tree: Mapping[str, Any], overrides: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """Apply command-line overrides to an experiment file with a ``sweep`` section.
 
     ``sweep.space.optim.lr={uniform: [0.1, 0.2]}`` replaces the values of one searched key (whose name contains dots),

@@ -1,0 +1,131 @@
+"""What the driver knows about the trials of a sweep; kept on disk so that a killed driver can go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sensorlab.cluster.files import read_json, write_json
+
+State = Literal["running", "done", "stopped", "failed", "interrupted"]
+
+
+@dataclass
+class TrialRecord:
+    """One trial.
+
+    ``done`` trained to the end of its budget, ``stopped`` was ended early by the scheduler or the time budget,
+    ``interrupted`` was running when the driver ended and continues with ``--resume``.
+    """
+
+    number: int
+    trial_id: str
+    values: dict[str, Any]  # searched key -> sampled value
+    config_digest: str  # of the configuration that the driver sent
+    run_dir: str
+    state: State = "running"
+    epoch: int = 0
+    objective: float | None = None  # best over the epochs
+    best_epoch: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)  # at the best epoch
+    rungs: dict[str, float] = field(default_factory=dict)  # epoch of a rung of the scheduler -> objective there
+    best_checkpoint: str | None = None
+    run_id: str | None = None  # of the tracking store
+    seconds: float = 0.0  # wall time of all attempts
+    restarts: int = 0
+    reason: str = ""  # of a failure or a stop
+    verified: bool = False  # the worker has proven that it runs the configuration that was sent
+    started: float | None = None  # time.time() of the current attempt
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ("done", "stopped", "failed")
+
+
+class Ledger:
+    """The trials of a sweep in the order of their start; every change is saved to ``path``."""
+
+    def __init__(self, path: Path, mode: str) -> None:
+        self.path = path
+        self.mode = mode
+        self.trials: dict[str, TrialRecord] = {}
+        saved = read_json(path) or {}
+        for entry in saved.get("trials", []):
+            record = TrialRecord(**entry)
+            if record.state == "running":  # the driver that ran it is gone
+                record.state, record.started = "interrupted", None
+            self.trials[record.trial_id] = record
+
+    def start(self, trial_id: str, values: Mapping[str, Any], digest: str, run_dir: Path) -> TrialRecord:
+        """A trial starts, or starts again after a failure or a restored sweep."""
+        record = self.trials.get(trial_id)
+        if record is None:
+            record = TrialRecord(len(self.trials), trial_id, dict(values), digest, str(run_dir))
+            self.trials[trial_id] = record
+        record.state, record.started, record.reason = "running", time.time(), ""
+        self.save()
+        return record
+
+    def report(self, trial_id: str, report: Mapping[str, Any]) -> None:
+        """Take in what a worker reported."""
+        record = self.trials[trial_id]
+        record.epoch = int(report["epoch"])
+        record.run_id = report.get("run_id") or record.run_id
+        record.best_checkpoint = report.get("best_checkpoint") or record.best_checkpoint
+        value = report.get("objective")
+        if value is not None and (record.objective is None or self.better(value, record.objective)):
+            record.objective, record.best_epoch = value, record.epoch
+            record.metrics = dict(report.get("metrics", {}))
+        self.save()
+
+    def end(self, trial_id: str, state: State, reason: str = "") -> None:
+        """A trial leaves the cluster. A recorded failure stays one."""
+        record = self.trials[trial_id]
+        if record.started is not None:
+            record.seconds += time.time() - record.started
+            record.started = None
+        if record.state != "failed":
+            record.state, record.reason = state, reason
+        self.save()
+
+    def better(self, value: float, other: float) -> bool:
+        return value > other if self.mode == "max" else value < other
+
+    def ranked(self) -> list[TrialRecord]:
+        """Best first; failed trials and those that never reported come last, in the order of their start."""
+        sign = -1.0 if self.mode == "max" else 1.0
+
+        def key(record: TrialRecord) -> tuple[bool, float, int]:
+            unranked = record.objective is None or record.state == "failed"
+            return unranked, 0.0 if unranked else sign * (record.objective or 0.0), record.number
+
+        return sorted(self.trials.values(), key=key)
+
+    def best(self) -> TrialRecord | None:
+        """The best trial that did not fail."""
+        first = next(iter(self.ranked()), None)
+        return first if first and first.objective is not None and first.state != "failed" else None
+
+    def count(self, *states: State) -> int:
+        return sum(record.state in states for record in list(self.trials.values()))
+
+    def save(self) -> None:
+        write_json(self.path, {"mode": self.mode, "trials": [asdict(record) for record in self.trials.values()]})
+
+
+# Tune pickles schedulers, stoppers and callbacks into its experiment state and brings copies of them back to life in a
+# restored driver. They therefore hold the directory of the sweep only, and share the driver's one ledger through it.
+_SHARED: dict[str, Ledger] = {}
+
+
+def share_ledger(sweep_dir: Path | str, ledger: Ledger) -> None:
+    """Make ``ledger`` the one of ``sweep_dir`` in this process."""
+    _SHARED[str(sweep_dir)] = ledger
+
+
+def shared_ledger(sweep_dir: Path | str) -> Ledger:
+    """The ledger of ``sweep_dir`` in this process."""
+    return _SHARED[str(sweep_dir)]

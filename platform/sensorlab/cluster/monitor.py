@@ -1,0 +1,175 @@
+"""The driver's eyes and hands in Tune's loop: it keeps the ledger, the tracking runs and the proof of configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback, Stopper
+
+from sensorlab.cluster.files import ERROR, RESULT, STOPPED, write_json
+from sensorlab.cluster.ledger import Ledger, TrialRecord
+from sensorlab.cluster.sweep_config import decode_values, resolve
+from sensorlab.cluster.trial import ALREADY_STOPPED, FAILED, ORDER, TrialPlan
+from sensorlab.config import digest
+from sensorlab.errors import UserError
+from sensorlab.experiment import experiment_from
+from sensorlab.runs.sweep_runs import SweepRuns
+
+logger = logging.getLogger(__name__)
+
+_HOPELESS = 3  # failed trials without a single report of any trial: the cause is not the configuration
+
+
+@dataclass
+class SweepDriver:
+    """What the driver of a sweep holds while it runs."""
+
+    plan: TrialPlan
+    ledger: Ledger
+    runs: SweepRuns | None
+    objective: str
+    best_run: str | None = field(default=None)
+
+    def order(self, trial_id: str, sampled: Mapping[str, Any]) -> None:
+        """Before a trial starts: enter it, open its tracking run, and leave word of both in its directory."""
+        values = decode_values(sampled)
+        tree = resolve(self.plan.base, values)
+        run_dir = self.plan.run_dir(trial_id)
+        word: dict[str, Any] = {"trial_id": trial_id, "values": values}
+        try:
+            word["config_digest"] = digest(experiment_from(tree, where=f"configuration of trial {trial_id}"))
+        except UserError as error:  # each value is valid, this combination is not
+            word |= {"config_digest": "", "error": str(error)}
+        record = self.ledger.start(trial_id, values, word["config_digest"], run_dir)
+        word |= {"number": record.number, "run_id": self._open_run(record)}
+        record.run_id = word["run_id"]
+        write_json(run_dir / ORDER, word)
+
+    def _open_run(self, record: TrialRecord) -> str | None:
+        if self.runs is None:
+            return None
+        name = f"trial {record.number:03d}"
+        log_scaled = self.plan.log_scaled
+        try:
+            return self.runs.child(record.trial_id, name=name, params=record.values, log_scaled=log_scaled)
+        except Exception as error:  # the store is away: a trial that is not recorded is better than none
+            logger.warning("%s is not recorded: %s", name, error)
+            return record.run_id
+
+    def check(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Take note of failures and compare digests; ``True`` ends the trial."""
+        record = self.ledger.trials[trial_id]
+        if FAILED in result:
+            record.state, record.reason = "failed", str(result[FAILED])
+        elif result["config_digest"] != record.config_digest:
+            record.state = "failed"
+            record.reason = (
+                f"it trained another configuration (digest {result['config_digest']}) than the one it was given "
+                f"({record.config_digest})"
+            )
+        else:
+            record.verified = True
+        return record.state == "failed" or ALREADY_STOPPED in result
+
+    def take(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        if self.ledger.trials[trial_id].state == "failed":
+            return
+        self.ledger.report(trial_id, result)
+        best = self.ledger.best()
+        if self.runs is not None and best is not None and best.trial_id == trial_id and best.run_id:
+            progress = sum(record.epoch for record in self.ledger.trials.values())
+            self.runs.mirror_best(trial_id, best.run_id, best.metrics, progress)
+
+    def ended(self, trial_id: str) -> None:
+        """A trial has left Tune without an error."""
+        record = self.ledger.trials[trial_id]
+        run_dir = self.plan.run_dir(trial_id)
+        if (run_dir / RESULT).exists():
+            self.ledger.end(trial_id, "done")
+        else:
+            reason = record.reason or "stopped"
+            self.ledger.end(trial_id, "stopped", reason)
+            if record.state == "stopped":
+                write_json(run_dir / STOPPED, {"reason": reason, "epoch": record.epoch})
+
+    def crashed(self, trial_id: str, sampled: Mapping[str, Any], reason: str, restarts: bool) -> None:
+        """The process of a trial has died or raised; Tune starts it again if it may."""
+        if trial_id not in self.ledger.trials:  # it died before it had started
+            self.order(trial_id, sampled)
+        if restarts:
+            self.ledger.trials[trial_id].restarts += 1
+        self.ledger.end(trial_id, "interrupted" if restarts else "failed", reason)
+
+    @property
+    def hopeless(self) -> bool:
+        trials = self.ledger.trials.values()
+        return self.ledger.count("failed") >= _HOPELESS and not any(record.verified for record in trials)
+
+
+# As for the ledger: copies of the objects below live on in restored drivers and find the one driver by directory.
+_DRIVERS: dict[str, SweepDriver] = {}
+
+
+def share_driver(driver: SweepDriver) -> None:
+    """Make ``driver`` the one of its sweep in this process."""
+    _DRIVERS[driver.plan.sweep_dir] = driver
+
+
+class SweepCallback(Callback):
+    """Tune's events, passed on to the driver."""
+
+    def __init__(self, sweep_dir: str) -> None:
+        self._sweep_dir = sweep_dir
+
+    @property
+    def _driver(self) -> SweepDriver:
+        return _DRIVERS[self._sweep_dir]
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._driver.order(trial.trial_id, trial.config)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._driver.take(trial.trial_id, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._driver.ended(trial.trial_id)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._crashed(trial, restarts=True)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._crashed(trial, restarts=False)
+
+    def _crashed(self, trial: Any, restarts: bool) -> None:
+        reason = _reason(trial, self._driver.plan.run_dir(trial.trial_id))
+        self._driver.crashed(trial.trial_id, trial.config, reason, restarts)
+
+
+class SweepStopper(Stopper):
+    """Ends trials that failed or that did not train what they were given, and a sweep in which nothing works."""
+
+    def __init__(self, sweep_dir: str) -> None:
+        self._sweep_dir = sweep_dir
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return _DRIVERS[self._sweep_dir].check(trial_id, result)
+
+    def stop_all(self) -> bool:
+        return _DRIVERS[self._sweep_dir].hopeless
+
+
+def _reason(trial: Any, run_dir: Path) -> str:
+    """One line for an error that Tune caught; the whole of it goes to ``error.txt`` in the trial's directory."""
+    text = str(trial.get_error() or "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return "its process died"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / ERROR).write_text(text, encoding="utf-8")
+    return f"{lines[-1][:300]} (details: {run_dir / ERROR})"

@@ -1,0 +1,145 @@
+"""What a run really does: the engine's loop over samples that Ray Data streams."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sensorlab.cluster.worker import RunContext, RunSpec
+from sensorlab.data.dataset import PreparedDataset
+from sensorlab.data.local_stream import LocalStream
+from sensorlab.data.stream import SampleStream, StreamConfig, StreamSpec
+from sensorlab.engine.checkpoint import CheckpointStore
+from sensorlab.experiment import ExperimentConfig, experiment_from
+from sensorlab.tasks.base import BaseTask, task_class
+
+TRAIN, VAL = "train", "val"
+
+
+@dataclass(frozen=True)
+class EngineProgram:
+    """Train the experiment's task with :func:`sensorlab.engine.fit.fit`."""
+
+    def datasets(self, spec: RunSpec) -> dict[str, Callable[[], Any]]:
+        config = experiment_from(spec.experiment)
+        streams = stream_specs(config, spec.dataset)
+        if next_cursor(spec, config) is None:
+            return {}  # trained to its end already; only the result is missing
+        return {name: functools.partial(_dataset, name, stream, spec) for name, stream in streams.items()}
+
+    def train(self, context: RunContext) -> Mapping[str, Any]:
+        from sensorlab.engine.fit import fit
+
+        config, spec = context.config, context.spec
+        task = build_task(config)
+        streams = open_streams(context, task)
+        try:
+            result = fit(
+                config,
+                task,
+                streams[TRAIN],
+                streams.get(VAL),
+                run_dir=context.run_dir,
+                workers=context.workers,
+                callbacks=context.callbacks,
+                resume=spec.resume,
+                provenance={"dataset": PreparedDataset.open(spec.dataset).digest},
+            )
+        finally:
+            for stream in streams.values():
+                stream.close()
+        return {
+            "metrics": result.metrics,
+            "steps": result.steps,
+            "epochs": result.epochs,
+            "best_checkpoint": str(result.best_checkpoint) if result.best_checkpoint else None,
+            "last_checkpoint": str(result.last_checkpoint) if result.last_checkpoint else None,
+            "config_digest": result.config_digest,
+        }
+
+
+def build_task(config: ExperimentConfig) -> BaseTask:
+    return task_class(config.task.name)(config.task)  # type: ignore[attr-defined]
+
+
+def stream_specs(config: ExperimentConfig, dataset: str) -> dict[str, StreamSpec]:
+    """What is streamed, by name; equal in the driver and in every worker.
+
+    Raises:
+        UserError: no prepared dataset there, a split is missing or empty.
+    """
+    data = config.data
+    prepared = PreparedDataset.open(dataset)
+    task = build_task(config)
+    tasks = max(2, math.ceil(config.resources.data_cpus))
+    options = StreamConfig(
+        transform_in=data.transform_in,
+        threads=data.threads,
+        prefetch_batches=data.prefetch,
+        window_row_groups=data.shuffle_window,
+        last_batch=data.last_batch,
+        max_corrupt_fraction=data.max_corrupt_fraction,
+        tasks=tasks,
+        task_cpus=config.resources.data_cpus / tasks,  # together what the preflight keeps free for them
+    )
+    return {
+        TRAIN: StreamSpec(prepared.split(data.train_split), task, data.global_batch, config.seed, True, options),
+        VAL: StreamSpec(
+            prepared.split(data.val_split), task, data.val_batch or data.global_batch, config.seed, False, options
+        ),
+    }
+
+
+def total_epochs(config: ExperimentConfig, batches_per_epoch: int) -> int:
+    """Epochs that the budget reaches into; the engine's own rule."""
+    budget = config.train
+    if budget.max_epochs is not None:
+        return budget.max_epochs
+    steps_per_epoch = -(-batches_per_epoch // budget.accumulate)
+    return -(-(budget.max_steps or 0) // steps_per_epoch)
+
+
+def next_cursor(spec: RunSpec, config: ExperimentConfig) -> tuple[int, int] | None:
+    """(epoch, batch) where training goes on: after the latest valid checkpoint; ``None`` when it is finished."""
+    plan = stream_specs(config, spec.dataset)[TRAIN].plan
+    latest = CheckpointStore(Path(spec.run_dir) / "checkpoints").latest()
+    cursor = (0, 0)
+    if latest is not None:
+        saved = json.loads((latest.path / "state.json").read_text(encoding="utf-8"))["cursor"]
+        cursor = plan.normal_cursor((saved["epoch"], saved["batch"]))
+    return cursor if cursor[0] < total_epochs(config, plan.batches_per_epoch) else None
+
+
+def open_streams(context: RunContext, task: BaseTask) -> dict[str, SampleStream]:
+    """This worker's ends of the streams."""
+    import ray.train
+
+    from sensorlab.data.ray_stream import RayStream
+
+    config, spec, workers = context.config, context.spec, context.workers
+    specs = stream_specs(config, spec.dataset)
+    place = {"rank": workers.rank, "world_size": workers.world_size}
+    cursor = next_cursor(spec, config)
+    if cursor is None:
+        return {name: LocalStream(stream, **place) for name, stream in specs.items()}
+    end_epoch = total_epochs(config, specs[TRAIN].plan.batches_per_epoch)
+    return {
+        name: RayStream(stream, ray.train.get_dataset_shard(name), **place, start=cursor, end_epoch=end_epoch)
+        for name, stream in specs.items()
+    }
+
+
+def _dataset(name: str, stream: StreamSpec, spec: RunSpec) -> Any:
+    """Called when the workers start, in whichever process starts them: the cursor is that of this attempt."""
+    from sensorlab.data.ray_stream import ray_dataset
+
+    config = experiment_from(spec.experiment)
+    world_size = config.resources.num_workers
+    cursor = next_cursor(spec, config)
+    end_epoch = total_epochs(config, stream.plan.batches_per_epoch)
+    return ray_dataset(stream, world_size, start=cursor or (end_epoch - 1, 0), end_epoch=end_epoch)

@@ -1,0 +1,348 @@
+"""A sweep: Ray Tune proposes configurations, starts trials and stops those that fall behind.
+
+What the user gets does not hang on what Tune keeps. Trials continue from the engine's checkpoints; the ledger
+(``ledger.json``) holds every trial's outcome and the scheduler's state; Tune's own state only says which
+configurations were proposed. A sweep whose driver was killed therefore goes on where it was, by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sensorlab.cluster.files import read_json, write_json
+from sensorlab.cluster.ledger import Ledger, share_ledger
+from sensorlab.cluster.preflight import concurrent_runs
+from sensorlab.cluster.progress import SweepLine, Ticker
+from sensorlab.cluster.start import Cluster
+from sensorlab.cluster.sweep_config import SweepConfig, load_sweep, log_scaled, tune_space
+from sensorlab.cluster.table import failures, ranked_table, summary
+from sensorlab.cluster.trainer import demand, trains_in_process
+from sensorlab.cluster.trial import TrialPlan, run_trial
+from sensorlab.cluster.worker import Program
+from sensorlab.config import as_dict, merge
+from sensorlab.errors import UserError
+from sensorlab.experiment import ExperimentConfig, experiment_from
+from sensorlab.runs.client import open_client
+from sensorlab.runs.links import sweep_link, ui_command
+from sensorlab.runs.recorder import RunStatus
+from sensorlab.runs.store import Store, open_store
+from sensorlab.runs.sweep_runs import SweepRuns
+
+PLAN = "sweep.json"
+_TUNE = "tune"
+_STATUS: dict[str, RunStatus] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep as it is written down in its directory: enough to start it, and to go on with it."""
+
+    name: str
+    root: Path  # output root; the sweep lives in root/sweeps/name
+    experiment: ExperimentConfig
+    sweep: SweepConfig
+    dataset: str
+    tracking_uri: str | None  # None: nothing is recorded
+    code_root: str | None = None
+
+    @property
+    def directory(self) -> Path:
+        return self.root / "sweeps" / self.name
+
+    def save(self) -> None:
+        content = {
+            "name": self.name,
+            "experiment": as_dict(self.experiment),
+            "sweep": as_dict(self.sweep),
+            "dataset": self.dataset,
+            "tracking_uri": self.tracking_uri,
+            "code_root": self.code_root,
+        }
+        write_json(self.directory / PLAN, content)
+
+    @classmethod
+    def load(cls, root: Path, name: str) -> SweepPlan:
+        """The sweep ``name`` (or ``latest``) under ``root``. Raises ``UserError`` that lists the ones there are."""
+        directory = find_sweep(root, name)
+        saved = read_json(directory / PLAN)
+        if saved is None:
+            raise UserError(f"{directory / PLAN} is missing or damaged: this sweep cannot go on; start a new one")
+        return cls(
+            name=directory.name,
+            root=directory.parent.parent,
+            experiment=experiment_from(saved["experiment"], where=str(directory / PLAN)),
+            sweep=load_sweep(saved["sweep"]),
+            dataset=saved["dataset"],
+            tracking_uri=saved["tracking_uri"],
+            code_root=saved["code_root"],
+        )
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """How a sweep ended. ``exit_code``: 0 well, 1 a trial failed, 130 it was interrupted."""
+
+    ledger: Ledger
+    summary: dict[str, Any]
+    exit_code: int
+
+
+def find_sweep(root: Path, name: str) -> Path:
+    """Directory of a sweep by name, path, or ``latest``."""
+    as_path = Path(name).expanduser()
+    if (as_path / PLAN).is_file():
+        return as_path.resolve()
+    known = sorted((root / "sweeps").glob(f"*/{PLAN}"), key=lambda path: path.stat().st_mtime)
+    names = [path.parent.name for path in known]
+    if name == "latest" and known:
+        return known[-1].parent
+    if name in names:
+        return root / "sweeps" / name
+    raise UserError(
+        f"there is no sweep {name!r} in {root / 'sweeps'}; "
+        + (f"there are: {', '.join(reversed(names[-10:]))}" if names else "there are none yet")
+    )
+
+
+def with_objective(experiment: ExperimentConfig, sweep: SweepConfig) -> ExperimentConfig:
+    """The experiment whose best checkpoint is the best by the sweep's objective."""
+    tree = merge(as_dict(experiment), {"eval": {"metric": sweep.objective, "mode": sweep.mode}})
+    return experiment_from(tree)
+
+
+def run_sweep(plan: SweepPlan, cluster: Cluster, program: Program, resume: bool = False) -> SweepOutcome:
+    """Run (or go on with) a sweep to its end and print its outcome.
+
+    Raises:
+        UserError: it does not fit on the cluster, or the store or the output directory cannot be used.
+    """
+    from sensorlab.cluster.monitor import SweepDriver, share_driver
+
+    sweep, experiment = plan.sweep, plan.experiment
+    needs = demand(experiment, in_sweep=True)
+    concurrent = concurrent_runs(needs, cluster.nodes, sweep.max_concurrent)
+    print(f"sweep {plan.name}: {sweep.total_trials} trials, {concurrent} at a time, each with {needs.describe()}")
+    plan.save()
+    store = _open_store(plan, cluster)
+    ledger = Ledger(plan.directory / "ledger.json", sweep.mode)
+    share_ledger(plan.directory, ledger)
+    runs = _open_runs(plan, store)
+    driver = SweepDriver(_trial_plan(plan, program, store), ledger, runs, sweep.objective)
+    share_driver(driver)
+    started = time.monotonic()
+    line = SweepLine(ledger, sweep.objective, sweep.total_trials, concurrent)
+    interrupted = True
+    try:
+        with Ticker(line):
+            _fit(plan, driver.plan, concurrent, resume)
+        timed_out = sweep.time_budget_s is not None and time.monotonic() - started >= sweep.time_budget_s
+        interrupted = not timed_out and _unfinished(ledger, sweep) and not driver.hopeless
+    finally:  # also on SIGTERM, which Ray turns into SystemExit: a stopped job has 3 s for this
+        _close_open_trials(ledger, interrupted)
+        if runs is not None:
+            _close_runs(runs, ledger, interrupted)
+        if interrupted:
+            print(f"interrupted; what is done is kept. Continue with: {_resume_command(plan.name)}", flush=True)
+    return _conclude(plan, ledger, store, runs, time.monotonic() - started, interrupted)
+
+
+def _fit(plan: SweepPlan, trial_plan: TrialPlan, concurrent: int, resume: bool) -> None:
+    from ray import tune
+
+    def trial(values: dict[str, Any]) -> None:
+        run_trial(trial_plan, values)
+
+    resources = plan.experiment.resources
+    if trial_plan.in_process:
+        needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    else:
+        needs = {"CPU": demand(plan.experiment, in_sweep=True).driver_cpus}
+    trainable = tune.with_resources(trial, {name: amount for name, amount in needs.items() if amount})
+    state = str(plan.directory / _TUNE)
+    if resume and tune.Tuner.can_restore(state):
+        tuner = tune.Tuner.restore(state, trainable, resume_unfinished=True, resume_errored=True)
+    else:
+        tuner = _new_tuner(plan, trainable, concurrent)
+    tuner.fit()
+
+
+def _new_tuner(plan: SweepPlan, trainable: Any, concurrent: int) -> Any:
+    from ray import tune
+
+    from sensorlab.cluster.halving import SuccessiveHalving
+    from sensorlab.cluster.monitor import SweepCallback, SweepStopper
+
+    sweep, directory = plan.sweep, str(plan.directory)
+    scheduler = None
+    if sweep.scheduler == "asha":
+        max_epochs = plan.experiment.train.max_epochs
+        if max_epochs is None:
+            raise UserError(
+                "scheduler asha compares trials by epochs: give train.max_epochs, or set sweep.scheduler=none"
+            )
+        scheduler = SuccessiveHalving(directory, sweep.asha, max_epochs, sweep.mode)
+    return tune.Tuner(
+        trainable,
+        param_space=tune_space(sweep),
+        tune_config=tune.TuneConfig(
+            metric="objective",
+            mode=sweep.mode,
+            search_alg=_search_algorithm(sweep, concurrent),
+            scheduler=scheduler,
+            num_samples=1 if sweep.algorithm == "grid" else sweep.num_trials,
+            max_concurrent_trials=concurrent if sweep.algorithm == "optuna" else None,
+            time_budget_s=sweep.time_budget_s,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=_TUNE,
+            storage_path=directory,
+            stop=SweepStopper(directory),
+            callbacks=[SweepCallback(directory)],
+            failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+            verbose=0,
+        ),
+    )
+
+
+def _search_algorithm(sweep: SweepConfig, concurrent: int) -> Any:
+    if sweep.algorithm == "optuna":
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        return OptunaSearch(sampler=optuna.samplers.TPESampler(seed=sweep.seed))
+    from ray.tune.search import BasicVariantGenerator
+
+    return BasicVariantGenerator(max_concurrent=concurrent, random_state=sweep.seed)
+
+
+def _trial_name(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def _trial_plan(plan: SweepPlan, program: Program, store: Store | None) -> TrialPlan:
+    return TrialPlan(
+        base=as_dict(plan.experiment),
+        sweep_dir=str(plan.directory),
+        dataset=plan.dataset,
+        in_process=trains_in_process(plan.experiment.resources),
+        max_failures=plan.sweep.max_failures,
+        mode=plan.sweep.mode,
+        program=program,
+        tracking_uri=store.uri if store else None,
+        log_scaled=log_scaled(plan.sweep),
+        code_root=plan.code_root,
+    )
+
+
+def _open_store(plan: SweepPlan, cluster: Cluster) -> Store | None:
+    if plan.tracking_uri is None:
+        return None
+    store = open_store(plan.tracking_uri, plan.experiment.tracking.experiment)
+    if store.is_single_host and len(cluster.nodes) > 1:
+        raise UserError(
+            f"the tracking store {store.uri} is a file, and the cluster has {len(cluster.nodes)} nodes: "
+            "start an MLflow server (cluster/README.md) and set MLFLOW_TRACKING_URI"
+        )
+    return store
+
+
+def _open_runs(plan: SweepPlan, store: Store | None) -> SweepRuns | None:
+    if store is None:
+        return None
+    sweep = plan.sweep
+    described = {"algorithm": sweep.algorithm, "scheduler": sweep.scheduler, "num_trials": sweep.total_trials}
+    runs = SweepRuns(
+        store,
+        sweep_id=plan.name,
+        name=plan.name,
+        objective=sweep.objective,
+        mode=sweep.mode,
+        spool_dir=plan.directory / "recording",
+        params=described,
+        tags={"sensorlab.sweep_dir": str(plan.directory)},
+    )
+    runs.recorder.log_dict({"experiment": as_dict(plan.experiment), "sweep": as_dict(sweep)}, "config/sweep.json")
+    return runs
+
+
+def _unfinished(ledger: Ledger, sweep: SweepConfig) -> bool:
+    return ledger.count("done", "stopped", "failed") < sweep.total_trials
+
+
+def _close_open_trials(ledger: Ledger, interrupted: bool) -> None:
+    for record in list(ledger.trials.values()):
+        if not record.ended:
+            ledger.end(record.trial_id, "interrupted" if interrupted else "stopped", record.reason or "the sweep ended")
+
+
+def _close_runs(runs: SweepRuns, ledger: Ledger, interrupted: bool) -> None:
+    """No run stays open: not those of stopped trials, whose processes were ended, and not the sweep's own."""
+    try:
+        runs.close_children({record.trial_id: _STATUS[record.state] for record in ledger.trials.values()})
+        for record in ledger.trials.values():
+            if record.state == "failed" and record.run_id:  # may have ended itself under another status
+                _mark_failed(runs, record.run_id, record.reason)
+    except Exception as error:
+        print(f"warning: not all runs could be closed in the tracking store: {error}", flush=True)
+    runs.close("KILLED" if interrupted else "FINISHED", deadline_s=1.5 if interrupted else 30.0)
+
+
+def _mark_failed(runs: SweepRuns, run_id: str, reason: str) -> None:
+    client = open_client(runs.store.uri)
+    client.set_tag(run_id, "sensorlab.error", reason[:500])
+    client.set_terminated(run_id, status="FAILED")
+
+
+def _conclude(
+    plan: SweepPlan, ledger: Ledger, store: Store | None, runs: SweepRuns | None, seconds: float, interrupted: bool
+) -> SweepOutcome:
+    objective = plan.sweep.objective
+    print()
+    print(ranked_table(ledger, objective))
+    print()
+    for failure in failures(ledger):
+        print(failure)
+    best = ledger.best()
+    if best is not None:
+        print(f"best checkpoint: {best.best_checkpoint}")
+    link = None
+    if store is not None and runs is not None:
+        link = sweep_link(store, runs.parent_run_id, objective, plan.sweep.mode)
+        print(f"MLflow: sweep run {runs.parent_run_id}" + (f", best run {best.run_id}" if best else ""))
+        command = ui_command(store.uri)
+        if command:
+            print(f"to compare the trials, start the pages: {command}")
+        print(f"and open: {link}" if command else f"compare the trials: {link}")
+    outcome = summary(
+        ledger,
+        sweep=plan.name,
+        directory=str(plan.directory),
+        objective=objective,
+        seconds=round(seconds, 1),
+        interrupted=interrupted,
+        parent_run_id=runs.parent_run_id if runs else None,
+        link=link,
+    )
+    write_json(plan.directory / "outcome.json", outcome)
+    print(json.dumps(outcome), flush=True)
+    exit_code = 130 if interrupted else int(ledger.count("failed") > 0)
+    return SweepOutcome(ledger, outcome, exit_code)
+
+
+def _resume_command(name: str) -> str:
+    return f"python experiments/tune_bev.py --resume {name}"
+
+
+def new_name(experiment: ExperimentConfig) -> str:
+    """A name that no earlier run has: the experiment's, with date and time (and the process, for two in a second)."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return f"{experiment.name}-{stamp}-{os.getpid() % 10000:04d}"

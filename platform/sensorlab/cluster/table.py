@@ -1,0 +1,111 @@
+"""The ranked table that a sweep ends with, as text and as data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sensorlab.cluster.ledger import Ledger, TrialRecord
+
+_MAX_METRICS = 3
+
+
+def number(value: Any) -> str:
+    """A value as a person reads it: 4 significant digits, lists and mappings compact."""
+    if isinstance(value, bool) or value is None:
+        return "-" if value is None else str(value).lower()
+    if isinstance(value, float):
+        return "nan" if math.isnan(value) else f"{value:.4g}"
+    return str(value)
+
+
+def duration(seconds: float) -> str:
+    """``47s``, ``3m12s``, ``2h05m``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """The shortest trailing part of each dotted key that tells it from the others: ``optim.lr`` -> ``lr``."""
+    short: dict[str, str] = {}
+    for key in keys:
+        parts = key.split(".")
+        for length in range(1, len(parts) + 1):
+            tail = parts[-length:]
+            if sum(other.split(".")[-length:] == tail for other in keys) == 1:
+                break
+        short[key] = ".".join(tail)
+    return short
+
+
+def ranked_table(ledger: Ledger, objective: str) -> str:
+    """Rank, trial, objective, up to three more validation metrics, searched values, epochs, time, status."""
+    ranked = ledger.ranked()
+    keys = sorted({key for record in ranked for key in record.values})
+    shorts = short_keys(keys)
+    metrics = _further_metrics(ranked, objective)
+    header = ["rank", "trial", objective, *metrics, *(shorts[key] for key in keys), "epochs", "time", "status"]
+    rows = []
+    for rank, record in enumerate(ranked, start=1):
+        ranks = record.objective is not None and record.state != "failed"
+        rows.append(
+            [
+                str(rank) if ranks else "-",
+                f"#{record.number}",
+                number(record.objective),
+                *(number(record.metrics.get(name)) for name in metrics),
+                *(number(record.values.get(key)) for key in keys),
+                str(record.epoch),
+                duration(record.seconds),
+                record.state,
+            ]
+        )
+    return _aligned([header, *rows])
+
+
+def failures(ledger: Ledger) -> list[str]:
+    """One line per failed trial: its number and why."""
+    return [f"#{r.number} failed: {r.reason}" for r in ledger.trials.values() if r.state == "failed"]
+
+
+def summary(ledger: Ledger, **extra: Any) -> dict[str, Any]:
+    """The outcome as plain data: the sweep's last line on stdout."""
+    best = ledger.best()
+    trials = list(ledger.trials.values())
+    return {
+        **extra,
+        "trials": len(trials),
+        "done": ledger.count("done"),
+        "stopped": ledger.count("stopped"),
+        "failed": ledger.count("failed"),
+        "unfinished": ledger.count("interrupted", "running"),
+        "best": None
+        if best is None
+        else {
+            "trial": best.number,
+            "objective": best.objective,
+            "epoch": best.best_epoch,
+            "values": best.values,
+            "checkpoint": best.best_checkpoint,
+            "run_id": best.run_id,
+            "config_digest": best.config_digest,
+        },
+    }
+
+
+def _further_metrics(records: Iterable[TrialRecord], objective: str) -> list[str]:
+    names = {name for record in records for name in record.metrics if name.startswith("val/") and name != objective}
+    # Totals before their parts ("val/iou" before "val/iou_0_10m"), so that the few shown are the telling ones.
+    return sorted(names, key=lambda name: (len(name), name))[:_MAX_METRICS]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)

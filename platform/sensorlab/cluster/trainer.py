@@ -1,0 +1,117 @@
+"""One training run as a Ray Train ``TorchTrainer``: in this process, or on a group of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sensorlab.cluster.preflight import TRIAL_DRIVER_CPUS, Demand
+from sensorlab.cluster.worker import Report, RunSpec, train_worker, user_error_in
+from sensorlab.errors import UserError
+from sensorlab.experiment import ExperimentConfig, ResourcesConfig, experiment_from
+
+CONTROLLER_FAILURES = 3  # attempts to start a worker group, 60 s each; Ray's default is to try forever
+PREEMPTIONS = 16
+_COLLECTIVE_TIMEOUT_S = 1800
+
+
+def trains_in_process(resources: ResourcesConfig) -> bool:
+    """Whether a run of these resources needs no worker group: 0.1 s instead of about 10 s to start."""
+    return resources.in_process and resources.num_workers == 1
+
+
+def demand(config: ExperimentConfig, in_sweep: bool) -> Demand:
+    """What one run of this configuration occupies on the cluster."""
+    resources = config.resources
+    alone = trains_in_process(resources)
+    return Demand(
+        workers=resources.num_workers,
+        cpus_per_worker=resources.cpus_per_worker,
+        gpus_per_worker=resources.gpus_per_worker,
+        data_cpus=resources.data_cpus,
+        driver_cpus=TRIAL_DRIVER_CPUS if in_sweep and not alone else 0.0,
+    )
+
+
+def fit_run(
+    spec: RunSpec,
+    *,
+    name: str,
+    send: Callable[[Report], None],
+    max_failures: int,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, Any]:
+    """Train ``spec`` to its end and return what the train function returned.
+
+    Recovery does not depend on what Ray keeps: workers that start again continue from the engine's own latest
+    checkpoint in ``spec.run_dir``. ``name`` must therefore be the same in every attempt of a run, and no other run's.
+
+    Args:
+        spec: the run.
+        name: name of the run for Ray Train.
+        send: where the workers' reports go.
+        max_failures: restarts of the worker group after crashes of workers.
+        callbacks: Ray Train callbacks, which run in the controller's process.
+
+    Raises:
+        UserError: the run failed because of something that the user must change.
+    """
+    from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    resources = experiment_from(spec.experiment).resources
+    if spec.in_process:
+        scaling = ScalingConfig(num_workers=0)
+    else:
+        scaling = ScalingConfig(
+            num_workers=resources.num_workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=_resources_per_worker(resources),
+        )
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"spec": spec, "send": send},
+        torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(Path(spec.run_dir) / "ray_train"),
+            failure_config=FailureConfig(
+                max_failures=max_failures,
+                controller_failure_limit=CONTROLLER_FAILURES,
+                max_preemption_failures=PREEMPTIONS,
+            ),
+            callbacks=[*callbacks, _stop_on_user_error()],
+        ),
+        datasets=dict(spec.program.datasets(spec)),
+        dataset_config=DataConfig(enable_shard_locality=False),  # block k belongs to worker k mod n, wherever it is
+    )
+    try:
+        return dict(trainer.fit().return_value or {})
+    except Exception as error:
+        message = user_error_in(error)
+        if message is None:
+            raise
+        raise UserError(message) from error
+
+
+def _resources_per_worker(resources: ResourcesConfig) -> dict[str, float]:
+    needs = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        needs["GPU"] = resources.gpus_per_worker
+    return needs
+
+
+def _stop_on_user_error() -> Any:
+    """A Train callback that ends the run at once when a worker says that the user must change something."""
+    from ray.train import UserCallback
+
+    class StopOnUserError(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                message = user_error_in(error)
+                if message is not None:
+                    raise UserError(message)  # an error of the controller itself is not retried
+
+    return StopOnUserError()
