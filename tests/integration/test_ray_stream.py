@@ -250,8 +250,10 @@ def all_cpus_taken() -> Iterator[None]:
 
     holder = AllCpus.remote()
     assert ray.get(holder.held.remote())
-    yield
-    ray.kill(holder)
+    try:
+        yield
+    finally:
+        ray.kill(holder)
 
 
 def test_tasks_run_when_no_cpu_is_free(ray_cluster: None, split: Split) -> None:

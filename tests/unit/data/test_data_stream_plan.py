@@ -1,0 +1,147 @@
+"""Global batches are fixed; the world size only slices them."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sensorlab.data.order import OrderPolicy, SequentialOrder, ShuffledOrder, SplitFacts
+from sensorlab.data.plan import Remainder, StreamPlan
+from sensorlab.errors import UserError
+
+
+def make_plan(samples: int, batch: int, remainder: Remainder = "drop", policy: OrderPolicy | None = None) -> StreamPlan:
+    sizes = [4] * (samples // 4) + ([samples % 4] if samples % 4 else [])
+    groups = np.array([(0, index, size) for index, size in enumerate(sizes)], np.int64).reshape(-1, 3)
+    return StreamPlan(SplitFacts("digest", groups), policy or ShuffledOrder(2), 7, batch, remainder)
+
+
+def global_rows(plan: StreamPlan, epoch: int, batch: int, world: int) -> tuple[list[int], list[bool]]:
+    slices = [plan.worker_batch(epoch, batch, rank, world) for rank in range(world)]
+    rows = np.concatenate([part.rows for part in slices])
+    return rows.tolist(), np.concatenate([part.is_filler for part in slices]).tolist()
+
+
+@given(samples=st.integers(1, 70), per_worker=st.integers(1, 4), epoch=st.integers(0, 5))
+def test_world_size_only_slices(samples: int, per_worker: int, epoch: int) -> None:
+    plan = make_plan(samples, 6 * per_worker, "pad")
+    for batch in range(plan.batches_per_epoch):
+        whole = global_rows(plan, epoch, batch, 1)
+        assert (
+            whole[0]
+            == [int(row) for row in np.resize(plan.epoch_order(epoch), 99 * 24)][
+                batch * plan.global_batch : (batch + 1) * plan.global_batch
+            ]
+        )
+        for world in (2, 3, 6):
+            assert global_rows(plan, epoch, batch, world) == whole
+
+
+@given(samples=st.integers(1, 70), batch=st.sampled_from([2, 4, 6, 12]), world=st.sampled_from([1, 2]))
+def test_remainders(samples: int, batch: int, world: int) -> None:
+    order = make_plan(samples, 1).epoch_order(0).tolist()
+
+    fill = make_plan(samples, batch, "fill")
+    parts = [global_rows(fill, 0, number, world) for number in range(fill.batches_per_epoch)]
+    counted = [row for rows, fillers in parts for row, filler in zip(rows, fillers, strict=True) if not filler]
+    assert counted == order
+    assert (fill.samples_per_epoch, fill.dropped_per_epoch) == (samples, 0)
+    assert all(len(rows) == batch for rows, _ in parts)
+
+    pad = make_plan(samples, batch, "pad")
+    parts = [global_rows(pad, 0, number, world) for number in range(pad.batches_per_epoch)]
+    rows = [row for rows, _ in parts for row in rows]
+    assert rows == (order * 13)[: len(rows)]
+    assert not any(filler for _, fillers in parts for filler in fillers)
+    assert (pad.samples_per_epoch, pad.dropped_per_epoch) == (len(rows), 0)
+
+    if samples >= batch:
+        drop = make_plan(samples, batch, "drop")
+        rows = [row for number in range(drop.batches_per_epoch) for row in global_rows(drop, 0, number, world)[0]]
+        assert rows == order[: len(order) // batch * batch]
+        assert drop.samples_per_epoch == len(rows)
+        assert drop.dropped_per_epoch == samples - len(rows) == samples % batch
+
+
+def test_cursors_run_over_epoch_borders() -> None:
+    plan = make_plan(10, 4)
+    assert list(plan.cursors((1, 1), 3)) == [(1, 1), (2, 0), (2, 1)]
+    assert list(plan.cursors((1, 2), 3)) == [(2, 0), (2, 1)]
+    assert list(plan.cursors((2, 2), 3)) == []
+    with pytest.raises(UserError, match="batch 3 of an epoch of 2"):
+        plan.normal_cursor((0, 3))
+
+
+def test_a_batch_that_does_not_divide_names_both_numbers() -> None:
+    with pytest.raises(UserError, match="global batch of 10 samples does not divide by 3 workers"):
+        make_plan(40, 10).worker_batch(0, 0, 0, 3)
+
+
+def test_a_split_smaller_than_a_batch_is_refused_unless_it_is_padded() -> None:
+    with pytest.raises(UserError, match=r"3 samples, fewer than one global batch of 4.*last_batch: pad"):
+        make_plan(3, 4)
+    assert global_rows(make_plan(3, 8, "fill", SequentialOrder()), 0, 0, 2) == (
+        [0, 1, 2, 0, 1, 2, 0, 1],
+        [False] * 3 + [True] * 5,
+    )
+
+
+def test_empty_split_and_bad_batch_are_refused() -> None:
+    with pytest.raises(UserError, match="no samples"):
+        make_plan(0, 4)
+    with pytest.raises(UserError, match="at least 1, got 0"):
+        make_plan(8, 0)
+
+
+def test_batches_beyond_the_epoch_do_not_exist() -> None:
+    with pytest.raises(IndexError):
+        make_plan(10, 4).worker_batch(0, 2)
+
+
+def test_pickling_carries_no_orders() -> None:
+    plan = make_plan(64, 4)
+    before = len(pickle.dumps(plan))
+    expected = plan.epoch_order(3)
+    copy = pickle.loads(pickle.dumps(plan))
+    assert len(pickle.dumps(plan)) <= before
+    assert (copy.epoch_order(3) == expected).all()
+
+
+def test_at_most_neighbouring_epochs_are_remembered() -> None:
+    plan = make_plan(64, 4)
+    for epoch in range(50):
+        plan.epoch_order(epoch)
+    assert set(plan._orders) == {48, 49}
+
+
+def test_fingerprint_tells_plans_apart() -> None:
+    plan = make_plan(64, 4)
+    assert make_plan(64, 4).fingerprint == plan.fingerprint == pickle.loads(pickle.dumps(plan)).fingerprint
+    others = [
+        make_plan(60, 4),
+        make_plan(64, 8),
+        make_plan(64, 4, "pad"),
+        make_plan(64, 4, policy=ShuffledOrder(3)),
+        replace(plan, seed=8),
+        replace(plan, facts=SplitFacts("other", plan.facts.row_groups)),
+    ]
+    assert len({plan.fingerprint, *(other.fingerprint for other in others)}) == 7
+
+
+def test_a_policy_may_repeat_and_leave_out_rows_but_not_change_its_length() -> None:
+    class Twice:
+        def length(self, facts: SplitFacts) -> int:
+            return 4
+
+        def order(self, facts: SplitFacts, seed: int, epoch: int) -> np.ndarray:
+            return np.array([1, 1, 2, 2] if epoch == 0 else [3], np.int64)
+
+    plan = make_plan(8, 2, policy=Twice())
+    assert global_rows(plan, 0, 1, 2) == ([2, 2], [False, False])
+    with pytest.raises(RuntimeError, match="gave 1 rows in epoch 1, not 4"):
+        plan.worker_batch(1, 0)
