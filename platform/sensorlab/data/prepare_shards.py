@@ -132,11 +132,11 @@ def finished_record(root: Path, job: ShardJob, verify_digest: bool = True) -> Sh
 
 
 class Progress:
-    """Lines with count, rate and time left; at most one every ``interval`` seconds."""
+    """Lines with count, rate and time left; at most one every two seconds."""
 
-    def __init__(self, total: int, done: int, report: Callable[[str], None], interval: float = 2.0) -> None:
+    def __init__(self, total: int, done: int, report: Callable[[str], None], label: str = "prepare") -> None:
         self._total, self._kept, self._done = total, done, done
-        self._report, self._interval = report, interval
+        self._report, self._label = report, label
         self.start()
 
     def start(self) -> None:
@@ -147,13 +147,13 @@ class Progress:
         """Count finished samples and print a line when it is time."""
         self._done += samples
         now = time.monotonic()
-        if now - self._last < self._interval and self._done < self._total:
+        if now - self._last < 2.0 and self._done < self._total:
             return
         self._last = now
         rate = (self._done - self._kept) / max(now - self._start, 1e-6)
         left = (self._total - self._done) / max(rate, 1e-6)
         self._report(
-            f"prepare: {self._done}/{self._total} samples ({100 * self._done // self._total} %), "
+            f"{self._label}: {self._done}/{self._total} samples ({100 * self._done // self._total} %), "
             f"{rate:.1f} samples/s, {_clock(left)} left"
         )
 
