@@ -40,9 +40,11 @@ def paint(actor: Actor, local: np.ndarray, face: np.ndarray) -> tuple[np.ndarray
 
 def _edges(actor: Actor, local: np.ndarray, face: np.ndarray, width: float = 0.05) -> np.ndarray:
     """Which points are within ``width`` metres of an edge of the box."""
-    rest = (1.0 - np.abs(local)) * np.asarray(actor.size, dtype=np.float32) / 2
-    rest[np.arange(len(face)), face] = np.inf  # the distance to the face's own plane says nothing
-    return rest.min(axis=1) < width
+    edge = np.zeros(len(face), dtype=bool)
+    for axis in range(3):
+        near = np.abs(local[:, axis]) > 1.0 - 2 * width / actor.size[axis]
+        edge |= near & (face != axis)  # the distance to the face's own plane says nothing
+    return edge
 
 
 def _lamps(local: np.ndarray, face: np.ndarray, albedo: np.ndarray, emission: np.ndarray, height: float) -> None:

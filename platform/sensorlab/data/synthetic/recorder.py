@@ -139,11 +139,15 @@ class SceneRecorder:
         """(N,) how many of the points (P, 3, global) are inside each annotated box of the keyframe."""
         counts = np.zeros(len(state.boxes), dtype=np.int64)
         poses = poses_from_boxes3d(state.boxes)
+        x, y = np.ascontiguousarray(points[:, 0]), np.ascontiguousarray(points[:, 1])
         for i, box in enumerate(state.boxes):
             if np.hypot(box[0] - state.ego[0], box[1] - state.ego[1]) > ANNOTATION_RANGE:
                 continue
-            near = np.abs(points[:, :2] - box[:2]).max(axis=1) < np.hypot(box[3], box[4]) / 2
-            if near.any():
+            reach = np.hypot(box[3], box[4]) / 2
+            # Column by column: a reduction over an axis of two is several times slower.
+            near = np.nonzero(np.abs(x - box[0]) < reach)[0]
+            near = near[np.abs(y[near] - box[1]) < reach]
+            if len(near):
                 counts[i] = int(points_in_box(poses[i], box[3:6], points[near]).sum())
         return counts
 

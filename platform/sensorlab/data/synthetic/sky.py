@@ -78,8 +78,9 @@ def _paint_skyline(
 ) -> None:
     """Woods and far houses on the horizon, hazy, in place."""
     columns = len(azimuth)
-    woods = sum(np.sin(azimuth * k + rng.uniform(0, 6.3)) / k**0.6 for k in (3, 7, 17, 41, 89, 180))
-    height = math.radians(1.1) + math.radians(0.35) * woods
+    height = np.full(columns, math.radians(1.1))
+    for k in (3, 7, 17, 41, 89, 180):
+        height += math.radians(0.35) * np.sin(azimuth * k + rng.uniform(0, 6.3)) / k**0.6
     colours = np.array([0.23, 0.31, 0.20]) * (0.08 if night else 0.9)
     mask = elevation[:, None] < height[None]
     panorama[mask] = 0.45 * colours + 0.55 * panorama[mask]
