@@ -1,8 +1,8 @@
 """From an encoded image to the pixels a network sees, and what that does to the intrinsics.
 
 An image is resized as a whole and then cropped to its final size; :class:`ResizeCrop` is that plan, in whole pixels.
-JPEG files are decoded at the smallest of 1/1, 1/2, 1/4, 1/8 of their size that still holds the resized image (``draft``,
-libjpeg scales inside the inverse DCT): 2 to 3 times faster than a full decode and free of aliasing.
+A JPEG file can be decoded at 1/2, 1/4 or 1/8 of its size (``draft``: libjpeg scales inside the inverse DCT), which is
+faster than a full decode and free of aliasing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "nearest": Image.Resampling.NEAREST,
 }
+# A scaled decode may be this much smaller than the resized image: with a resize augmentation of up to 1.2, all images
+# are then decoded at the scale that suits 1.0. On nuScenes images the pixels differ from a full decode by at most 1.4
+# grey levels on average, as much as two good filters (bilinear, Lanczos) differ from each other.
+MAX_ENLARGEMENT = 1.2
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,8 @@ class ResizeCrop:
         return crop_intrinsics(resize_intrinsics(intrinsics, scale, convention), *self.offset)
 
 
-def decode_image(encoded: bytes, plan: ResizeCrop, interpolation: Interpolation, where: str) -> np.ndarray:
-    """Decode, resize and crop to RGB (height, width, 3) uint8.
+def decode_image(encoded: bytes, plan: ResizeCrop, interpolation: Interpolation, where: str, out: np.ndarray) -> None:
+    """Decode, resize and crop into ``out`` (height, width, 3) uint8, RGB.
 
     Args:
         encoded: a JPEG file, or any other format that Pillow reads.
@@ -77,44 +81,34 @@ def decode_image(encoded: bytes, plan: ResizeCrop, interpolation: Interpolation,
         UserError: not an image, or a truncated one.
     """
     try:
-        image = Image.open(io.BytesIO(encoded))
+        image: Image.Image = Image.open(io.BytesIO(encoded))
         extent: tuple[float, float] = image.size
         if interpolation == "draft":
-            # A scaled decode rounds its size up, so its last pixels may be covered in part: the box is the exact extent.
-            draft = image.draft("RGB", plan.resized)
+            # A scaled decode rounds its size up: its last pixels may be covered in part. The box is the exact extent.
+            width, height = (int(side / MAX_ENLARGEMENT) for side in plan.resized)
+            draft = image.draft("RGB", (width, height))
             extent = extent if draft is None else draft[1][2:]  # None: not a JPEG, or nothing to gain
         image.load()
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken header
-        raise UserError(f"{where}: the image cannot be decoded ({error}); `sensorlab data check` lists such samples") from None
+        raise UserError(
+            f"{where}: the image cannot be decoded ({error}); `sensorlab data check` lists such samples"
+        ) from None
     if image.mode != "RGB":
         image = image.convert("RGB")
-    if interpolation == "nearest":
-        return _resize_then_crop(image, plan)
-    return _resize_window(image, extent, plan, _FILTERS[interpolation])
 
-
-def _resize_then_crop(image: Image.Image, plan: ResizeCrop) -> np.ndarray:
-    """Nearest neighbour of the whole image, so that ties fall as they do in the original."""
-    x, y = plan.offset
-    height, width = plan.size
-    resized = image.resize(plan.resized, Image.Resampling.NEAREST)
-    return np.asarray(resized.crop((x, y, x + width, y + height)))
-
-
-def _resize_window(
-    image: Image.Image, extent: tuple[float, float], plan: ResizeCrop, resample: Image.Resampling
-) -> np.ndarray:
-    """Compute only the part of the resized image that the window shows; ``extent`` is the image's (width, height)."""
-    height, width = plan.size
-    x0, y0 = max(plan.offset[0], 0), max(plan.offset[1], 0)
-    x1, y1 = min(plan.offset[0] + width, plan.resized[0]), min(plan.offset[1] + height, plan.resized[1])
+    # The part of the resized image that the window shows, in its own pixels; the rest of the window is black.
+    (width, height), (x, y) = plan.resized, plan.offset
+    x0, y0 = max(x, 0), max(y, 0)
+    x1, y1 = min(x + plan.size[1], width), min(y + plan.size[0], height)
+    if (x1 - x0, y1 - y0) != (plan.size[1], plan.size[0]):
+        out[:] = 0
     if x1 <= x0 or y1 <= y0:
-        return np.zeros((height, width, 3), np.uint8)
-    step_x, step_y = extent[0] / plan.resized[0], extent[1] / plan.resized[1]
-    box = (x0 * step_x, y0 * step_y, min(x1 * step_x, image.size[0]), min(y1 * step_y, image.size[1]))
-    part = np.asarray(image.resize((x1 - x0, y1 - y0), resample, box=box))
-    if part.shape[:2] == plan.size:
-        return part
-    window = np.zeros((height, width, 3), np.uint8)
-    window[y0 - plan.offset[1] : y1 - plan.offset[1], x0 - plan.offset[0] : x1 - plan.offset[0]] = part
-    return window
+        return
+    if interpolation == "nearest":
+        # The whole image: ties between source pixels then fall as they do in the original.
+        part = image.resize(plan.resized, Image.Resampling.NEAREST).crop((x0, y0, x1, y1))
+    else:
+        step_x, step_y = extent[0] / width, extent[1] / height
+        box = (x0 * step_x, y0 * step_y, min(x1 * step_x, image.size[0]), min(y1 * step_y, image.size[1]))
+        part = image.resize((x1 - x0, y1 - y0), _FILTERS[interpolation], box=box)
+    out[y0 - y : y1 - y, x0 - x : x1 - x] = np.asarray(part)

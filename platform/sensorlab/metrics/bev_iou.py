@@ -1,13 +1,14 @@
 """Intersection over union of a bird's-eye-view mask, with the protocol of the number.
 
-Outputs hold ``seg`` (B, 1, Z, X) logits; batches hold ``seg`` (B, 1, Z, X) 0/1 and ``valid`` (B, 1, Z, X) 0/1 (cells that
-count). Foreground is ``sigmoid(logit) > threshold`` in float32: at 0.5 that is the original's ``round(sigmoid)``, which
-rounds 0.5 itself to background. All counts are whole numbers in float64, so partial sums merge exactly.
+Outputs hold ``seg`` (B, 1, Z, X) logits; batches hold ``seg`` (B, 1, Z, X) 0/1 and ``valid`` (B, 1, Z, X) 0/1 (cells
+that count). Foreground is ``sigmoid(logit) > threshold`` in float32: at 0.5 that is the original's ``round(sigmoid)``,
+which rounds 0.5 itself to background. All counts are whole numbers in float64, so partial sums merge exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -69,7 +70,7 @@ class GlobalIoU(SumMetric):
 
 
 class SampleMeanIoU(SumMetric):
-    """Mean over samples of I / (U + 1e-4): what Simple-BEV's training log shows; about 1 point below the global IoU.
+    """Mean over samples of I / (U + 1e-4): what Simple-BEV's training log shows; its author measured 46.6 beside 47.4.
 
     A sample without foreground and without prediction counts as 0, as in the original.
     """
@@ -98,6 +99,8 @@ class DistanceIoU(SumMetric):
         distances: (Z, X) metres, of :func:`cell_distances`.
     """
 
+    protocol: BEVIoUProtocol
+
     def __init__(self, protocol: BEVIoUProtocol, distances: np.ndarray, name: str = "iou_distance") -> None:
         self.num_bins = len(protocol.bins) - 1
         super().__init__({"intersection": (self.num_bins,), "union": (self.num_bins,)})
@@ -115,15 +118,15 @@ class DistanceIoU(SumMetric):
 
     def compute(self) -> dict[str, float]:
         iou = (self.sums["intersection"] / self.sums["union"]).tolist()
-        edges = self.protocol.bins  # type: ignore[attr-defined]
-        return {f"{self.name}_{a:04.1f}-{b:04.1f}m": iou[i] for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False))}
+        bins = pairwise(self.protocol.bins)
+        return {f"{self.name}_{low:04.1f}-{high:04.1f}m": iou[i] for i, (low, high) in enumerate(bins)}
 
 
 def cell_distances(grid: BEVGrid, frame: DistanceFrame = "ground") -> np.ndarray:
     """Distance (Z, X) of the cells' centres from the reference camera, metres.
 
-    ``ground``: along the ground, sqrt(x^2 + z^2). ``top_voxel``: in 3-D to the centre of the highest voxel of the column,
-    as in Simple-BEV's eval_over_distance.py; no cell is then nearer than that voxel's height above the camera.
+    ``ground``: along the ground, sqrt(x^2 + z^2). ``top_voxel``: in 3-D to the centre of the highest voxel of the
+    column, as in Simple-BEV's eval_over_distance.py; no cell is then nearer than that voxel is above the camera.
     """
     x, y, z = grid.axis_centers()
     height = y[0] if frame == "top_voxel" else 0.0
@@ -154,9 +157,9 @@ class CellCounts(SumMetric):
     def best_mask(self) -> np.ndarray:
         """The constant mask (Z, X) of the highest global IoU on these samples.
 
-        I / U with I = sum of positives inside and U = all positives + negatives inside is largest for a set of the cells
-        with the highest share of positives (adding a cell helps exactly if its positive/negative ratio exceeds I / U),
-        so trying every prefix in that order is exact.
+        I / U with I = positives inside and U = all positives + negatives inside is largest for a set of the cells with
+        the highest share of positives (adding a cell helps exactly if its positives / negatives exceed I / U), so
+        trying every prefix in that order is exact.
         """
         positive = self.sums["positive"].numpy().ravel()
         negative = self.sums["valid"].numpy().ravel() - positive

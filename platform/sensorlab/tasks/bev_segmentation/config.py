@@ -24,7 +24,7 @@ LegacySwitch = Literal[
     "offset_doubling",  # the offset target is twice the distance to the centre
     "center_unmasked",  # the centre loss also counts cells of the invalid mask
     "batch_reduction",  # means over all cells of a batch instead of means of per-sample means
-    "radar_padding",  # zero-padded radar columns occupy the voxel of the ego origin
+    "voxel_padding",  # traces of the zero padding of point clouds: occupied ego origin, emptied voxels, lidar mask
     "radar_velocity",  # radar velocities in each sensor's own axes instead of the reference camera's
     "distance_height",  # IoU over distance: 3-D distance to the top voxel instead of the distance on the ground
 ]

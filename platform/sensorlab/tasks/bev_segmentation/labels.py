@@ -98,9 +98,9 @@ def rasterise_boxes(
 def footprint_cells(ref_from_box: np.ndarray, size: np.ndarray, grid: BEVGrid, legacy: bool) -> np.ndarray:
     """Cells (N, 4, 2) as (column, row) of the upper corners of boxes, in the order of a walk around them.
 
-    ``legacy``: the upper corners are the four with the smallest y (down), sorted by it, and walked in the order 0, 1, 3, 2;
-    coordinates are truncated toward zero, which moves labels by half a cell on average. Otherwise they are the corners
-    of the box's own top, and a corner belongs to the cell that it lies in.
+    ``legacy``: the upper corners are the four with the smallest y (down), sorted by it, and walked in the order 0, 1,
+    3, 2; coordinates are truncated toward zero, which moves labels by half a cell. Otherwise they are the corners of
+    the box's own top, and a corner belongs to the cell that it lies in.
     """
     corners = box_corners(ref_from_box, size)  # (N, 8, 3)
     if legacy:

@@ -60,8 +60,8 @@ def bev_losses(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(terms, extras) of a batch; the objective is the sum of the terms.
 
-    With ``config.uncertainty`` a loss L of scale w (``model.ce_weight``, ``center_weight``, ``offset_weight``, scalars)
-    becomes L * exp(-w), and the term ``uncertainty`` = (sum of w) / 2 keeps the scales from growing (Kendall et al., 2018).
+    With ``config.uncertainty`` a loss L of scale w (``model.ce_weight``, ``center_weight``, ``offset_weight``: scalars)
+    becomes L * exp(-w), and the term ``uncertainty`` = (sum of w) / 2 keeps w from growing (Kendall et al., 2018).
     """
     seg, center, offset = (outputs[name].float() for name in ("seg", "center", "offset"))
     truth, valid = batch["seg"].float(), batch["valid"].float()

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sensorlab.geometry.bev_grid import BEVGrid
-from sensorlab.geometry.poses import inverse_rigid
+from sensorlab.geometry.poses import inverse_rigid, transform_points
 
 Color = tuple[int, int, int]
 PREDICTION: Color = (255, 150, 30)
@@ -50,8 +50,8 @@ def draw_panel(
     prediction = _bev_tile(_heat(probability), grid, side, outline=truth)
     target = _bev_tile(_truth_colors(arrays, truth, valid, grid), grid, side, outline=None)
     legend = "truth   grey: not counted"
-    legend += "   red: radar" if "radar_voxels" in arrays else ""
-    legend += "   blue: lidar" if "lidar_voxels" in arrays else ""
+    legend += "   red: radar" if "radar_points" in arrays else ""
+    legend += "   blue: lidar" if "lidar_points" in arrays else ""
     right = _beside([_titled(prediction, f"prediction   IoU {iou:.3f}   line: truth"), _titled(target, legend)])
     picture = np.asarray(_beside([cameras, right]))
     index = f"sample {int(arrays['index'])}, " if "index" in arrays else ""
@@ -59,7 +59,7 @@ def draw_panel(
 
 
 def camera_headings(ref_from_camera: np.ndarray) -> np.ndarray:
-    """Headings (S,) in degrees of cameras (S, 4, 4), seen from above: 0 ahead, positive to the right, in (-180, 180]."""
+    """Headings (S,) in degrees of cameras (S, 4, 4), seen from above: 0 ahead, positive to the right."""
     return np.degrees(np.arctan2(ref_from_camera[:, 0, 2], ref_from_camera[:, 2, 2]))
 
 
@@ -116,10 +116,10 @@ def _camera_wall(
 def _camera_tile(
     arrays: Mapping[str, np.ndarray], i: int, width: int, predicted: np.ndarray, truth: np.ndarray, grid: BEVGrid
 ) -> Image.Image:
-    source_height, source_width = arrays["images"].shape[-2:]
+    source_height, source_width = arrays["images"].shape[1:3]
     scale = width / source_width
     height = round(source_height * scale)
-    image = Image.fromarray(np.ascontiguousarray(arrays["images"][i].transpose(1, 2, 0)))
+    image = Image.fromarray(arrays["images"][i])
     pixels = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
     intrinsics = arrays["intrinsics"][i] * np.array([[scale], [height / source_height], [1]])
     cells = ground_cells(intrinsics, arrays["ref_from_camera"][i], arrays["ref_from_ego"], (height, width), grid)
@@ -137,16 +137,22 @@ def _heat(probability: np.ndarray) -> np.ndarray:
 
 
 def _truth_colors(arrays: Mapping[str, np.ndarray], truth: np.ndarray, valid: np.ndarray, grid: BEVGrid) -> np.ndarray:
+    """(Z, X, 3) uint8; boxes go over the dense lidar and under the sparse radar."""
     colors = np.full((*truth.shape, 3), BACKGROUND, np.uint8)
-    for name, color in (("lidar_voxels", LIDAR), ("radar_voxels", RADAR)):
-        if name == "radar_voxels":  # boxes go over the dense lidar and under the sparse radar
-            colors[truth] = TRUTH
-            colors[~valid] = NOT_COUNTED
-        if name in arrays:
-            voxels = arrays[name][arrays[name] >= 0]
-            z, _, x = np.unravel_index(voxels, grid.cells)
-            colors[z, x] = color
+    if "lidar_points" in arrays:
+        colors[_cells_of(arrays["lidar_points"], arrays["ref_from_ego"], grid)] = LIDAR
+    colors[truth] = TRUTH
+    colors[~valid] = NOT_COUNTED
+    if "radar_points" in arrays:
+        colors[_cells_of(arrays["radar_points"], arrays["ref_from_ego"], grid)] = RADAR
     return colors
+
+
+def _cells_of(points: np.ndarray, ref_from_ego: np.ndarray, grid: BEVGrid) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the points (M, 3) of the ego frame that lie in the grid."""
+    voxels = grid.to_voxel(transform_points(ref_from_ego, points[np.isfinite(points).all(1)]))
+    x, _, z = grid.to_cells(voxels[grid.contains(voxels)]).T
+    return z, x
 
 
 def _bev_tile(colors: np.ndarray, grid: BEVGrid, side: int, outline: np.ndarray | None) -> Image.Image:

@@ -21,7 +21,7 @@ def fill_quads(corners: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray,
         shape: (rows, columns) of the raster.
 
     Returns:
-        (polygon, cell): for every covered cell the index of its polygon, ascending, and its flat index; both (M,) int64.
+        (polygon, cell): of every covered cell the index of its polygon, ascending, and its flat index; (M,) int64.
     """
     corners = np.asarray(corners, np.int64)
     num_rows, num_columns = shape
@@ -42,7 +42,7 @@ def fill_quads(corners: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray,
 
 
 def _row_spans(corners: np.ndarray, rows: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """First and last column of each polygon (N, 4, 2) in each of its ``rows`` (N, R); first > last where it has none."""
+    """First and last column of each polygon (N, 4, 2) in each of its ``rows`` (N, R); first > last: none."""
     begin, end = corners, np.roll(corners, -1, axis=1)  # (N, 4, 2) edges
     inside_first, inside_last = _inside_spans(begin, end, rows)
     clipped = ((corners < 0) | (corners >= np.asarray(shape)[::-1])).any()
@@ -89,7 +89,9 @@ def _edge_spans(
     return np.where(on_edge, first, _FAR).min(1), np.where(on_edge, last, -_FAR).max(1)
 
 
-def _clip_edges(begin: np.ndarray, end: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _clip_edges(
+    begin: np.ndarray, end: np.ndarray, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut edges (N, 4, 2) to the raster: first at its rows, then at its columns, each cut truncated to an integer.
 
     Returns:

@@ -1,13 +1,12 @@
-"""Radar and lidar points of a sample as voxels of the BEV grid.
+"""Radar and lidar points of a sample, selected and moved into the ego frame; voxels are made on the device.
 
-A sensor becomes the ascending list of its occupied voxels (flat index in (Z, Y, X) order), with one row of features per
-voxel for radar metadata: some kilobytes where the dense volume has megabytes. :func:`scatter` makes the dense volume on
-the device. Where several points fall into one voxel, the youngest wins, and of equally young ones the last read.
+Points of all sweeps are concatenated, youngest sweep first: where several returns share a voxel, the first one
+describes it. Samples have different numbers of points; a batch is padded with NaN, which no voxel contains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,30 +15,31 @@ from torch import Tensor
 from sensorlab.data.sample import RADAR_FIELDS, PointSweep
 from sensorlab.geometry.bev_grid import BEVGrid
 from sensorlab.geometry.poses import transform_points
+from sensorlab.models.ops.occupancy import lidar_occupancy, radar_occupancy
 from sensorlab.tasks.bev_segmentation.config import LidarConfig, RadarConfig
 
-PADDING = -1  # index of no voxel, where lists of a batch are padded to one length
-
-# Features of a radar voxel: the fields of a return but its position, and the age in seconds.
+# Features of a radar return: its fields but the position, and its age in seconds.
 RADAR_FEATURES = (*RADAR_FIELDS[3:], "time_lag")
 _DYN_PROP, _AMBIG_STATE, _INVALID_STATE = (RADAR_FIELDS.index(n) for n in ("dyn_prop", "ambig_state", "invalid_state"))
-_VX, _VY, _VX_COMP, _VY_COMP = (RADAR_FEATURES.index(n) for n in ("vx", "vy", "vx_comp", "vy_comp"))
+_VELOCITIES = [[RADAR_FEATURES.index(n) for n in pair] for pair in (("vx", "vy"), ("vx_comp", "vy_comp"))]
 
 
 def select_sweeps(sweeps: Sequence[PointSweep], count: int) -> list[PointSweep]:
-    """The ``count`` youngest sweeps of every sensor, oldest first."""
+    """The ``count`` youngest sweeps of every sensor, youngest first."""
     chosen: list[PointSweep] = []
     for name in dict.fromkeys(sweep.name for sweep in sweeps):
         chosen += sorted((s for s in sweeps if s.name == name), key=lambda s: s.time_lag)[:count]
-    return sorted(chosen, key=lambda sweep: -sweep.time_lag)
+    return sorted(chosen, key=lambda sweep: sweep.time_lag)
 
 
 def passes_default_filters(points: np.ndarray) -> np.ndarray:
-    """Which radar returns (N, 18) the default filters of the nuScenes devkit keep: valid, unambiguous, dyn_prop 0-6."""
+    """Which radar returns (N, 18) the default filters of the nuScenes devkit keep.
+
+    They are valid (invalid_state 0), unambiguous (ambig_state 3) and of a known dynamic property (0 to 6).
+    """
     dyn_prop = points[:, _DYN_PROP]
-    return (
-        (points[:, _INVALID_STATE] == 0) & (dyn_prop >= 0) & (dyn_prop <= 6) & (points[:, _AMBIG_STATE] == 3)
-    )  # fmt: skip
+    known = (dyn_prop >= 0) & (dyn_prop <= 6)
+    return known & (points[:, _INVALID_STATE] == 0) & (points[:, _AMBIG_STATE] == 3)
 
 
 def is_distant(points: np.ndarray, min_distance: float) -> np.ndarray:
@@ -47,92 +47,70 @@ def is_distant(points: np.ndarray, min_distance: float) -> np.ndarray:
     return (np.abs(points[:, 0]) >= min_distance) | (np.abs(points[:, 1]) >= min_distance)
 
 
-def radar_voxels(
-    sweeps: Sequence[PointSweep],
-    config: RadarConfig,
-    grid: BEVGrid,
-    ref_from_ego: np.ndarray,
-    rotate_velocity: bool,
-    padding_point: bool,
+def radar_points(
+    sweeps: Sequence[PointSweep], config: RadarConfig, ref_from_ego: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels (M,) int32 and their features (M, 16) float32, ``RADAR_FEATURES``, raw.
+    """Points (M, 3) float32 in the ego frame and their features (M, 16) float32, ``RADAR_FEATURES``, raw.
 
     Args:
-        rotate_velocity: give velocities along the reference camera's right and forward axes instead of each sensor's.
-        padding_point: add a return at the ego origin, as the original's zero padding does.
+        ref_from_ego: turn velocities into components along the reference camera's right and forward axes, those of the
+            BEV map. None: leave them in the axes of each radar, as the original does.
     """
-    positions, features = [np.zeros((0, 3))], [np.zeros((0, len(RADAR_FEATURES)), np.float32)]
-    if padding_point:
-        positions.append(ref_from_ego[None, :3, 3])
-        features.append(np.zeros((1, len(RADAR_FEATURES)), np.float32))
+    positions = [np.zeros((0, 3), np.float32)]
+    features = [np.zeros((0, len(RADAR_FEATURES)), np.float32)]
     for sweep in select_sweeps(sweeps, config.sweeps):
         keep = is_distant(sweep.points, config.min_distance)
         if config.filters == "default":
             keep &= passes_default_filters(sweep.points)
         points = sweep.points[keep]
-        ref_from_sensor = ref_from_ego @ sweep.ego_from_sensor
-        positions.append(transform_points(ref_from_sensor, points[:, :3].astype(np.float64)))
+        positions.append(transform_points(sweep.ego_from_sensor, points[:, :3].astype(np.float64)).astype(np.float32))
         described = np.column_stack([points[:, 3:], np.full(len(points), sweep.time_lag, np.float32)])
-        if rotate_velocity:
+        if ref_from_ego is not None:
+            ref_from_sensor = ref_from_ego @ sweep.ego_from_sensor
             axes = ref_from_sensor[np.ix_((0, 2), (0, 1))].astype(np.float32)  # sensor x, y -> ref right, forward
-            for x, y in ((_VX, _VY), (_VX_COMP, _VY_COMP)):
-                described[:, [x, y]] = described[:, [x, y]] @ axes.T
+            for pair in _VELOCITIES:
+                described[:, pair] = described[:, pair] @ axes.T
         features.append(described)
-    voxels, inside = flat_voxels(np.concatenate(positions), grid)
-    # The last of equal indices wins an assignment: the youngest return of the voxel.
-    owner = np.full(grid.num_voxels, -1, np.int32)
-    owner[voxels] = np.arange(len(voxels))
-    occupied = np.flatnonzero(owner >= 0)
-    return occupied.astype(np.int32), np.concatenate(features)[inside][owner[occupied]]
+    return np.concatenate(positions), np.concatenate(features)
 
 
-def lidar_voxels(
-    sweeps: Sequence[PointSweep], config: LidarConfig, grid: BEVGrid, ref_from_ego: np.ndarray
-) -> np.ndarray:
-    """Occupied voxels (M,) int32."""
-    occupied = np.zeros(grid.num_voxels, bool)
+def lidar_points(sweeps: Sequence[PointSweep], config: LidarConfig) -> np.ndarray:
+    """Points (M, 3) float32 in the ego frame."""
+    positions = [np.zeros((0, 3), np.float32)]
     for sweep in select_sweeps(sweeps, config.sweeps):
         points = sweep.points[is_distant(sweep.points, config.min_distance), :3]
-        points = transform_points(sweep.ego_from_sensor.astype(np.float32), points)
-        points = points[(points**2).sum(1) > config.min_range**2]
-        voxels, _ = flat_voxels(transform_points(ref_from_ego.astype(np.float32), points), grid)
-        occupied[voxels] = True
-    return np.flatnonzero(occupied).astype(np.int32)
+        positions.append(transform_points(sweep.ego_from_sensor.astype(np.float32), points))
+    return np.concatenate(positions)
 
 
-def flat_voxels(points: np.ndarray, grid: BEVGrid) -> tuple[np.ndarray, np.ndarray]:
-    """Flat indices (M,) of the points (N, 3) of the ref frame that lie in the grid, and the mask (N,) of those points.
-
-    As in the original, the voxel (0, 0, 0) stays empty (it collects points that are outside) and points at the ref
-    frame's origin, which mark missing values, are dropped.
-    """
-    coordinates = grid.to_voxel(points)
-    origin = grid.to_voxel(np.zeros(3))
-    missing = ((coordinates - origin) ** 2).sum(1) < 0.1**2
-    cells = grid.to_cells(coordinates)
-    inside = grid.contains(coordinates) & ~missing & (cells != 0).any(1)
-    _, cells_y, cells_x = grid.cells
-    x, y, z = cells[inside].T
-    return (z * cells_y + y) * cells_x + x, inside
-
-
-def pad_voxels(lists: Iterable[np.ndarray], fill: float = PADDING) -> np.ndarray:
-    """Stack arrays (M_i, ...) of different lengths to (B, max M_i, ...), filled up with ``fill``."""
-    arrays = list(lists)
-    padded = np.full((len(arrays), max(map(len, arrays)), *arrays[0].shape[1:]), fill, arrays[0].dtype)
+def pad_points(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Stack point arrays (M_i, C) to (B, max M_i, C), filled up with NaN."""
+    padded = np.full((len(arrays), max(len(a) for a in arrays), arrays[0].shape[1]), np.nan, arrays[0].dtype)
     for row, array in zip(padded, arrays, strict=True):
         row[: len(array)] = array
     return padded
 
 
-def scatter(voxels: Tensor, features: Tensor | None, grid: BEVGrid) -> Tensor:
-    """Dense volumes (B, C, Z, Y, X) float32 from padded voxel lists (B, M).
+def radar_volume(batch: Mapping[str, Tensor], config: RadarConfig, grid: BEVGrid, legacy: bool) -> Tensor | None:
+    """What the network's radar input is: (B, 1, Z, Y, X) occupancy, (B, 16, Z, Y, X) features, or None."""
+    if config.input == "none":
+        return None
+    points, sample = _unpad(batch["radar_points"])
+    features = None
+    if config.input == "metadata":
+        features = batch["radar_features"][~batch["radar_points"].isnan().any(-1)]
+    return radar_occupancy(points, sample, batch["ref_from_ego"], grid, metadata=features, legacy=legacy)
 
-    With ``features`` (B, M, C) the features at their voxels, otherwise occupancy with C = 1; zero elsewhere.
-    """
-    batch, channels = len(voxels), 1 if features is None else features.shape[-1]
-    target = torch.where(voxels == PADDING, grid.num_voxels, voxels).long()  # padding goes to an extra voxel
-    volume = torch.zeros(batch, channels, grid.num_voxels + 1, device=voxels.device)
-    source = torch.ones_like(target, dtype=volume.dtype)[:, None] if features is None else features.transpose(1, 2)
-    volume.scatter_(2, target[:, None].expand(-1, channels, -1), source)
-    return volume[..., :-1].reshape(batch, channels, *grid.cells)
+
+def lidar_volume(batch: Mapping[str, Tensor], config: LidarConfig, grid: BEVGrid, legacy: bool) -> Tensor | None:
+    """What the network's lidar input is: (B, 1, Z, Y, X) occupancy, or None."""
+    if not config.enabled:
+        return None
+    points, sample = _unpad(batch["lidar_points"])
+    return lidar_occupancy(points, sample, batch["ref_from_ego"], grid, min_distance=config.min_range, legacy=legacy)
+
+
+def _unpad(padded: Tensor) -> tuple[Tensor, Tensor]:
+    """Points (N, 3) of a padded batch (B, M, 3), and the sample (N,) of each."""
+    present = ~padded.isnan().any(-1)
+    return padded[present], torch.nonzero(present)[:, 0]

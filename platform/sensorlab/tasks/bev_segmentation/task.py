@@ -2,9 +2,10 @@
 
 Arrays of one sample (a batch adds a leading dimension; S cameras, the reference camera first):
 
-    images (S, 3, H, W) uint8     intrinsics (S, 3, 3) float32, pixels of ``images``
+    images (S, H, W, 3) uint8     intrinsics (S, 3, 3) float32, pixels of ``images``
     ref_from_camera (S, 4, 4), ref_from_ego (4, 4) float32, metres
-    radar_voxels (M,) int32, radar_features (M, 16) float32, lidar_voxels (M,) int32: see :mod:`.sensors`
+    radar_points (M, 3), radar_features (M, 16), lidar_points (M, 3) float32, ego frame: see :mod:`.sensors`; a batch is
+        padded with NaN to its longest cloud
     flip_image (S,) bool, flip_bev (2,) bool: training with ``flips`` only
     seg, valid (1, Z, X) uint8, center (1, Z, X), offset (2, Z, X) float32: see :mod:`.labels`
 """
@@ -79,7 +80,7 @@ class BEVSegmentation(BaseTask):
         if training and config.flips:
             draws = random.stream("flip").random(len(views) + 2) < 0.5
             arrays |= {"flip_bev": draws[:2], "flip_image": draws[2:]}
-        arrays |= self._sensor_voxels(sample, ref_from_ego)
+        arrays |= self._points(sample, ref_from_ego)
         return arrays | build_labels(sample.boxes, ref_from_ego, self.grid, self.label_rules)
 
     def label_arrays(self, sample: Sample) -> Arrays:
@@ -88,12 +89,11 @@ class BEVSegmentation(BaseTask):
         return build_labels(sample.boxes, ref_from_ego, self.grid, self.label_rules)
 
     def collate(self, items: Sequence[Arrays]) -> Arrays:
-        ragged = {"radar_voxels": sensors.PADDING, "radar_features": 0, "lidar_voxels": sensors.PADDING}
-        batch: Arrays = {}
-        for name in items[0]:
-            arrays = [item[name] for item in items]
-            batch[name] = sensors.pad_voxels(arrays, ragged[name]) if name in ragged else np.stack(arrays)
-        return batch
+        ragged = {"radar_points", "radar_features", "lidar_points"}
+        return {
+            name: (sensors.pad_points if name in ragged else np.stack)([item[name] for item in items])
+            for name in items[0]
+        }
 
     def build_model(self) -> SimpleBEV:
         config = self.config
@@ -113,12 +113,13 @@ class BEVSegmentation(BaseTask):
         return model
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
+        legacy = self.config.is_legacy("voxel_padding")
         return model(
-            batch["images"],
+            batch["images"].permute(0, 1, 4, 2, 3),  # channels first is a view: the order of decoders is kept in memory
             batch["intrinsics"],
             batch["ref_from_camera"],
-            radar=self._radar_volume(batch),
-            lidar=sensors.scatter(batch["lidar_voxels"], None, self.grid) if self.config.lidar.enabled else None,
+            radar=sensors.radar_volume(batch, self.config.radar, self.grid, legacy),
+            lidar=sensors.lidar_volume(batch, self.config.lidar, self.grid, legacy),
             flip_image=batch.get("flip_image"),
             flip_bev=batch.get("flip_bev"),
         )
@@ -197,25 +198,14 @@ class BEVSegmentation(BaseTask):
             skip_first=self.config.is_legacy("reference_camera"),
         )
 
-    def _sensor_voxels(self, sample: Sample, ref_from_ego: np.ndarray) -> Arrays:
+    def _points(self, sample: Sample, ref_from_ego: np.ndarray) -> Arrays:
         config = self.config
         arrays: Arrays = {}
         if config.radar.input != "none":
-            arrays["radar_voxels"], features = sensors.radar_voxels(
-                sample.radars,
-                config.radar,
-                self.grid,
-                ref_from_ego,
-                rotate_velocity=not config.is_legacy("radar_velocity"),
-                padding_point=config.is_legacy("radar_padding"),
-            )
+            velocity_frame = None if config.is_legacy("radar_velocity") else ref_from_ego
+            arrays["radar_points"], features = sensors.radar_points(sample.radars, config.radar, velocity_frame)
             if config.radar.input == "metadata":
                 arrays["radar_features"] = features
         if config.lidar.enabled:
-            arrays["lidar_voxels"] = sensors.lidar_voxels(sample.lidars, config.lidar, self.grid, ref_from_ego)
+            arrays["lidar_points"] = sensors.lidar_points(sample.lidars, config.lidar)
         return arrays
-
-    def _radar_volume(self, batch: Batch) -> Tensor | None:
-        if self.config.radar.input == "none":
-            return None
-        return sensors.scatter(batch["radar_voxels"], batch.get("radar_features"), self.grid)

@@ -10,6 +10,7 @@ import numpy as np
 from sensorlab.data.images import ResizeCrop, decode_image
 from sensorlab.data.sample import CameraFrame, Sample
 from sensorlab.errors import UserError
+from sensorlab.geometry.cameras import ResizeConvention
 from sensorlab.geometry.poses import inverse_rigid
 from sensorlab.tasks.bev_segmentation.config import CamerasConfig, ImageConfig
 
@@ -44,8 +45,8 @@ def used_cameras(sample: Sample, config: CamerasConfig) -> list[CameraFrame]:
 def camera_pose(sample: Sample, camera: CameraFrame, ignore_motion: bool) -> np.ndarray:
     """(4, 4) pose of a camera in the ego frame at the sample's reference time.
 
-    The vehicle moves between the exposure and the reference time (0.4 m in 40 ms at 10 m/s); ``ignore_motion`` takes the
-    calibration alone, as the original does.
+    The vehicle moves between the exposure and the reference time (0.4 m in 40 ms at 10 m/s); ``ignore_motion`` takes
+    the calibration alone, as the original does.
     """
     if ignore_motion:
         return camera.ego_from_camera
@@ -100,16 +101,14 @@ def draw_crops(config: ImageConfig, count: int, random: np.random.Generator | No
 def decode_views(
     sample: Sample, views: Sequence[View], crops: Sequence[ResizeCrop], config: ImageConfig, legacy_intrinsics: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images (S, 3, H, W) uint8 of the views and their intrinsics (S, 3, 3) float32. ``crops`` are by slot."""
-    images = np.empty((len(views), 3, *config.size), np.uint8)
+    """Images (S, H, W, 3) uint8 of the views and their intrinsics (S, 3, 3) float32. ``crops`` are by slot."""
+    convention: ResizeConvention = "origin" if legacy_intrinsics else "exact"
+    images = np.empty((len(views), *config.size, 3), np.uint8)
     intrinsics = np.empty((len(views), 3, 3), np.float32)
     for index, view in enumerate(views):
         camera, crop = view.frame, crops[view.slot]
         where = f"sample {sample.token}, camera {camera.name}"
-        rgb = decode_image(camera.jpeg, crop, config.interpolation, where)
-        for channel in range(3):
-            images[index, channel] = rgb[..., channel]
+        decode_image(camera.jpeg, crop, config.interpolation, where, out=images[index])
         source_size = camera.width, camera.height
-        convention = "origin" if legacy_intrinsics else "exact"
         intrinsics[index] = crop.intrinsics(camera.intrinsics, source_size, convention)
     return images, intrinsics
