@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import sys
 import time
@@ -282,3 +283,55 @@ def test_reading_tasks_import_no_torch(ray_cluster: None, split: Split) -> None:
         return sorted(sys.modules)
 
     assert "torch" not in ray.get(modules_of.remote(work))
+
+
+@pytest.mark.slow
+def test_ray_train_workers_receive_their_slices_from_the_cursor(
+    ray_cluster: None, split: Split, tmp_path: Path
+) -> None:
+    """Two processes of a real TorchTrainer; the datasets are functions, as after a restart."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from sensorlab.data.ray_stream import ray_dataset, train_data_config
+
+    train, val = make_spec(split, batches_per_task=1), make_spec(split, training=False, batches_per_task=1)
+    start, end = (0, 2), 2
+
+    def train_worker(out: str) -> None:
+        import ray.train
+
+        from sensorlab.data.ray_stream import RayStream
+
+        rank = ray.train.get_context().get_world_rank()
+        shards = {name: ray.train.get_dataset_shard(name) for name in ("train", "val")}
+        train_stream = RayStream(train, shards["train"], rank, 2, start, end)
+        val_stream = RayStream(val, shards["val"], rank, 2)
+        log = []
+        for epoch in range(start[0], end):
+            for batch in train_stream.batches(epoch, start[1] if epoch == start[0] else 0):
+                log.append(["train", epoch, *batch["index"].tolist()])
+            for batch in val_stream.batches(epoch):
+                log.append(["val", epoch, *batch["index"][~batch["is_filler"]].tolist()])
+        train_stream.close()
+        val_stream.close()
+        Path(out, f"rank-{rank}.json").write_text(json.dumps(log))
+
+    TorchTrainer(
+        lambda config: train_worker(config["out"]),
+        train_loop_config={"out": str(tmp_path)},
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(name="stream", storage_path=str(tmp_path / "ray")),
+        datasets={"train": lambda: ray_dataset(train, 2, start, end), "val": lambda: ray_dataset(val, 2)},
+        dataset_config=train_data_config(),
+    ).fit()
+    logs = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    for rank, log in enumerate(logs):
+        expected = [
+            ["train", epoch, *train.plan.worker_batch(epoch, batch, rank, 2).rows.tolist()]
+            for epoch, batch in train.plan.cursors(start, end)
+        ]
+        assert [line for line in log if line[0] == "train"] == expected
+    for epoch in range(end):
+        counted = [row for log in logs for line in log if line[:2] == ["val", epoch] for row in line[2:]]
+        assert sorted(counted) == list(range(split.num_samples))

@@ -29,12 +29,13 @@ from sensorlab.errors import UserError
 
 if TYPE_CHECKING:
     import ray.data
+    import ray.train
 
 MIB = 1 << 20
 
 
 def configure_data_context() -> None:
-    """Pin the Ray Data settings that the project relies on. Call it in every process that creates a dataset or trainer.
+    """Pin the Ray Data settings that the project relies on; :func:`ray_dataset` calls it.
 
     - Parquet through the V1 source: the V2 source starts 32 actors per execution and is not deterministic.
     - ``preserve_order``: the order of the stream is part of its contract.
@@ -53,6 +54,18 @@ def configure_data_context() -> None:
     context.execution_no_progress_timeout_s = -1
     # "Execution finished" after every evaluation is no news.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def train_data_config() -> ray.train.DataConfig:
+    """For ``TorchTrainer(dataset_config=...)``: split every dataset in order, wherever the workers are.
+
+    Ray Train replaces the execution options of a dataset by those of the process that made the trainer, whose
+    ``DataContext`` need not be the one that made the dataset; here they are explicit.
+    """
+    from ray.data import ExecutionOptions
+    from ray.train import DataConfig
+
+    return DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False)
 
 
 def ray_dataset(
