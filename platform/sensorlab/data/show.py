@@ -178,11 +178,7 @@ def _draw_bev(axes: Any, sample: Sample) -> None:
     axes.set_title("ego frame from above: lidar grey, radar by range with velocities, boxes with headings", fontsize=11)
     axes.grid(alpha=0.25)
     if sample.radars:
-        from matplotlib.cm import ScalarMappable
-
-        scale = ScalarMappable(cmap="turbo")
-        scale.set_clim(0, BEV_RANGE)
-        axes.figure.colorbar(scale, ax=axes, label="radar points: range, in the images depth (m)", shrink=0.7)
+        _draw_color_scale(axes)
     _draw_legend(axes, sample)
 
 
@@ -227,6 +223,15 @@ def _ego_marker() -> Any:
     from matplotlib.patches import Polygon
 
     return Polygon([(0.0, 3.5), (0.9, -1.0), (-0.9, -1.0)], closed=True, color="black", zorder=6)
+
+
+def _draw_color_scale(axes: Any) -> None:
+    from matplotlib.cm import ScalarMappable
+
+    scale = ScalarMappable(cmap="turbo")
+    scale.set_clim(0, BEV_RANGE)
+    place = axes.inset_axes((0.02, 0.03, 0.015, 0.35))  # inside, so that the layout is that of a sample without radar
+    axes.figure.colorbar(scale, cax=place, label="radar: range here, depth in the images (m)")
 
 
 def _draw_legend(axes: Any, sample: Sample) -> None:
