@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,15 @@ FILLS = ("sine", "hash")
 OUTPUT_TOLERANCE = {"sine": 6e-3, "hash": 3e-4}
 FEATURE_TOLERANCE = {"sine": 1.2e-2, "hash": 6e-4}
 HEADS = ("seg", "center", "offset")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single_thread() -> Iterator[None]:
+    """Small maps: threads that wait for each other cost more than they bring, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def load_arrays(name: str) -> dict[str, np.ndarray]:
