@@ -33,11 +33,15 @@ class EngineProgram:
         return {name: functools.partial(_dataset, name, stream, spec) for name, stream in streams.items()}
 
     def train(self, context: RunContext) -> Mapping[str, Any]:
+        from sensorlab.engine.callbacks.json_log import JsonLog
+        from sensorlab.engine.callbacks.panel_files import PanelFiles
+        from sensorlab.engine.callbacks.text_log import TextLog
         from sensorlab.engine.fit import fit
 
         config, spec = context.config, context.spec
         task = build_task(config)
         streams = open_streams(context, task)
+        files = [JsonLog(), TextLog(to_terminal=False)] + ([] if spec.tracking else [PanelFiles()])
         try:
             result = fit(
                 config,
@@ -46,7 +50,7 @@ class EngineProgram:
                 streams.get(VAL),
                 run_dir=context.run_dir,
                 workers=context.workers,
-                callbacks=context.callbacks,
+                callbacks=[*context.callbacks, *files],
                 resume=spec.resume,
                 provenance={"dataset": PreparedDataset.open(spec.dataset).digest},
             )

@@ -83,7 +83,8 @@ def output_root(configured: str) -> Path:
     elif in_job() and not Path(configured).expanduser().is_absolute():
         root = Path.home() / "sensorlab-outputs"
         print(
-            f"a submitted job runs in a directory that is deleted; results go to {root} (set {OUTPUT_ROOT_VARIABLE} to change that)"
+            f"a submitted job runs in a directory that is deleted: results go to {root} "
+            f"(set {OUTPUT_ROOT_VARIABLE} to change that)"
         )
     else:
         root = Path(configured).expanduser().absolute()

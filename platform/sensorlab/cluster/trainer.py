@@ -57,8 +57,10 @@ def fit_run(
     Raises:
         UserError: the run failed because of something that the user must change.
     """
-    from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from sensorlab.data.ray_stream import train_data_config
 
     resources = experiment_from(spec.experiment).resources
     if spec.in_process:
@@ -85,7 +87,7 @@ def fit_run(
             callbacks=[*callbacks, _stop_on_user_error()],
         ),
         datasets=dict(spec.program.datasets(spec)),
-        dataset_config=DataConfig(enable_shard_locality=False),  # block k belongs to worker k mod n, wherever it is
+        dataset_config=train_data_config(),
     )
     try:
         return dict(trainer.fit().return_value or {})

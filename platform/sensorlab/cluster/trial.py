@@ -58,6 +58,8 @@ def run_trial(plan: TrialPlan, values: Mapping[str, Any]) -> None:
     if last is not None and (run_dir / STOPPED).exists():
         send_to_tune({**last, ALREADY_STOPPED: True})
         return
+    if last is not None:
+        send_to_tune(last)  # the scheduler may not have seen it: it decides with the values of every rung
     order = _await_order(run_dir)
     try:
         if order.get("error"):

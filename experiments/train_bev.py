@@ -1,0 +1,19 @@
+"""Train BEV vehicle segmentation once.
+
+python experiments/train_bev.py                                    the laptop experiment, without its sweep
+python experiments/train_bev.py --config FILE key=value ...        another experiment, other settings
+python experiments/train_bev.py --resume latest                    go on from the latest checkpoint
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "platform"))  # a submitted job is a copy of the repository; nothing is installed
+
+from sensorlab.cluster.entry import train_main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(train_main(None, ROOT / "experiments" / "configs" / "tune_bev.yaml", __doc__ or ""))

@@ -1,0 +1,20 @@
+"""Sweep over BEV vehicle segmentation; ends with a ranked table and a link to the comparison.
+
+python experiments/tune_bev.py                                     laptop: makes the data, starts Ray, sweeps
+python experiments/tune_bev.py --config FILE key=value ...         another experiment, other settings
+python experiments/tune_bev.py --resume latest                     go on after an interruption
+ray job submit --working-dir . -- python experiments/tune_bev.py   the same on a cluster
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "platform"))  # a submitted job is a copy of the repository; nothing is installed
+
+from sensorlab.cluster.entry import tune_main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(tune_main(None, ROOT / "experiments" / "configs" / "tune_bev.yaml", __doc__ or ""))

@@ -1,0 +1,113 @@
+"""The command lines of ``experiments/train_*.py`` and ``experiments/tune_*.py``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from sensorlab.cluster.datasets import ensure_dataset
+from sensorlab.cluster.program import EngineProgram
+from sensorlab.cluster.start import Cluster, connect, disconnect, output_root
+from sensorlab.cluster.sweep_config import check_space, load_sweep, split_overrides
+from sensorlab.cluster.trainer import trains_in_process
+from sensorlab.config import apply_overrides, as_dict, load_yaml
+from sensorlab.errors import UserError, exit_on_user_error
+from sensorlab.experiment import ExperimentConfig, experiment_from
+from sensorlab.runs.store import default_store_uri
+
+
+def tune_main(argv: Sequence[str] | None, default_config: Path, description: str) -> int:
+    """Run a sweep; the exit code is 0, 1 if a trial failed, 2 for a mistake of the user, 130 if interrupted."""
+    args = _parser(description, default_config, "SWEEP").parse_args(argv)
+    return exit_on_user_error(lambda: _tune(args))
+
+
+def train_main(argv: Sequence[str] | None, default_config: Path, description: str) -> int:
+    """Train once; the exit code is 0, 2 for a mistake of the user, 130 if interrupted."""
+    args = _parser(description, default_config, "RUN_DIR").parse_args(argv)
+    return exit_on_user_error(lambda: _train(args))
+
+
+def _parser(description: str, default_config: Path, what: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--config", type=Path, default=default_config, help=f"experiment file (default: {default_config.name})"
+    )
+    parser.add_argument("--resume", metavar=what, help="name or directory of what to go on with, or 'latest'")
+    parser.add_argument(
+        "--address", help="Ray cluster to attach to (default: RAY_ADDRESS, else a local one is started)"
+    )
+    parser.add_argument("--output", metavar="DIR", help="output directory, instead of the experiment's output_dir")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-3")
+    return parser
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from sensorlab.cluster.sweep import SweepPlan, new_name, run_sweep, with_objective
+
+    tree, sweep_tree, fixed = split_overrides(load_yaml(args.config), args.overrides)
+    if args.resume:
+        if args.overrides:
+            raise UserError("--resume goes on with the sweep as it was started; overrides need a new sweep")
+        root = output_root(args.output or str(tree.get("output_dir", "outputs")))
+        plan = SweepPlan.load(root, args.resume)
+    else:
+        sweep = load_sweep(sweep_tree)
+        experiment = with_objective(experiment_from(tree, where=str(args.config)), sweep)
+        check_space(sweep, as_dict(experiment), experiment_from, fixed)
+        root = output_root(args.output or experiment.output_dir)
+        plan = SweepPlan(
+            new_name(experiment), root, experiment, sweep, "", _store_uri(experiment, root), str(Path.cwd())
+        )
+    cluster = _connect(args, plan.experiment, in_sweep=True)
+    try:
+        plan = dataclasses.replace(plan, dataset=str(ensure_dataset(plan.experiment.data, root, _say)))
+        return run_sweep(plan, cluster, EngineProgram(), resume=bool(args.resume)).exit_code
+    finally:
+        disconnect()
+
+
+def _train(args: argparse.Namespace) -> int:
+    from sensorlab.cluster.single import RunPlan, run_single
+    from sensorlab.cluster.sweep import new_name
+
+    tree = apply_overrides(load_yaml(args.config), args.overrides)
+    tree.pop("sweep", None)
+    if args.resume:
+        root = output_root(args.output or str(tree.get("output_dir", "outputs")))
+        plan = RunPlan.load(root, args.resume)
+        # What may change on resume (workers, logging) may be given; the engine refuses the rest by name.
+        changed = apply_overrides(as_dict(plan.experiment), args.overrides)
+        plan = dataclasses.replace(plan, experiment=experiment_from(changed, where="resumed experiment"))
+    else:
+        experiment = experiment_from(tree, where=str(args.config))
+        root = output_root(args.output or experiment.output_dir)
+        run_dir = root / "runs" / new_name(experiment)
+        plan = RunPlan(run_dir, experiment, "", _store_uri(experiment, root), code_root=str(Path.cwd()))
+    cluster = _connect(args, plan.experiment, in_sweep=False)
+    try:
+        plan = dataclasses.replace(plan, dataset=str(ensure_dataset(plan.experiment.data, root, _say)))
+        run_single(plan, cluster, EngineProgram())
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        disconnect()
+    return 0
+
+
+def _connect(args: argparse.Namespace, experiment: ExperimentConfig, in_sweep: bool) -> Cluster:
+    worker_groups_in_trials = in_sweep and not trains_in_process(experiment.resources)
+    cluster = connect(address=args.address, dashboard=worker_groups_in_trials)
+    kind = "local Ray cluster" if cluster.local else "Ray cluster"
+    _say(f"{kind} at {cluster.address}: {len(cluster.nodes)} node(s), {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs")
+    return cluster
+
+
+def _store_uri(experiment: ExperimentConfig, root: Path) -> str:
+    return experiment.tracking.uri or default_store_uri(root)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
