@@ -2,8 +2,9 @@
 
 Metric names. MLflow accepts letters, digits and ``_ - . : / space`` and rejects the rest (``mAP@0.5``, ``AP[car]``).
 The rule here: every run of other characters (space and colon too, they only make trouble in URLs and searches)
-becomes one ``_``; underscores that this puts at the ends of a ``/``-separated segment are dropped, and so are empty,
-``.`` and ``..`` segments. So ``val/mAP@0.5`` is stored as ``val/mAP_0.5`` and ``AP[car]`` as ``AP_car``.
+becomes one ``_``; underscores that this puts at the ends of a ``/``-separated segment are dropped, and so are empty
+and ``.`` segments and two or more dots at the start of one. So ``val/mAP@0.5`` is stored as ``val/mAP_0.5`` and
+``AP[car]`` as ``AP_car``.
 
 Parameters. MLflow stores strings, write-once; the page shows them as they are. Floats are rounded to 6 significant
 digits, and a parameter searched on a log scale (``optim.lr``) gets a companion (``optim.log10_lr``), because the axes
@@ -31,7 +32,9 @@ def metric_name(name: str) -> str:
         clean = re.sub(r"[^A-Za-z0-9_.\-]+", "_", segment)
         if clean != segment:
             clean = clean.strip("_")
-        if clean not in ("", ".", ".."):
+        if clean.startswith(".."):
+            clean = clean.lstrip(".")
+        if clean not in ("", "."):
             segments.append(clean)
     joined = "/".join(segments) or "unnamed"
     if len(joined) > MAX_KEY_LENGTH:
@@ -81,7 +84,8 @@ def param_values(params: Mapping[str, Any], log_scaled: Collection[str] = ()) ->
     stored: dict[str, str] = {}
     for name, value in params.items():
         stored[metric_name(name)] = param_value(value)
-        if name in log_scaled and isinstance(value, (int, float)) and value > 0:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name in log_scaled and is_number and value > 0:
             stored[log10_name(metric_name(name))] = f"{math.log10(value):.4g}"
     return stored
 
