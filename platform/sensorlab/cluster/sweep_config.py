@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sensorlab.config import StrictModel, apply_overrides, canonical_json, lookup, merge, nested, parse_yaml, validate
+from sensorlab.config import StrictModel, apply_overrides, canonical_json, merge, nested, parse_yaml, validate
 from sensorlab.errors import UserError
 
 _SPACE_PREFIX = "sweep.space."
@@ -152,7 +152,7 @@ def split_overrides(
 def check_space(
     sweep: SweepConfig,
     base: Mapping[str, Any],
-    build: Callable[[Mapping[str, Any], str], StrictModel],
+    build: Callable[[Mapping[str, Any]], StrictModel],
     fixed: Iterable[str] = (),
 ) -> None:
     """Check every searched key and value against the experiment's schema.
@@ -160,7 +160,7 @@ def check_space(
     Args:
         sweep: the search.
         base: complete experiment as plain data (every key present).
-        build: makes the typed experiment of a tree, raising ``UserError``; its second argument names the tree.
+        build: makes the typed experiment of a tree, raising ``UserError``.
         fixed: dotted keys that the command line sets.
 
     Raises:
@@ -175,7 +175,10 @@ def check_space(
                     f"add sweep.space.{key}=null to take it out of the search"
                 )
         for value in dimension.samples():
-            build(merge(base, nested(key, value)), f"sweep.space: {key}={value!r}")
+            try:
+                build(merge(base, nested(key, value)))
+            except UserError as error:
+                raise UserError(f"sweep.space.{key}: the value {value!r} does not fit: {error}") from None
 
 
 def resolve(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,11 +240,3 @@ def tune_space(sweep: SweepConfig) -> dict[str, Any]:
         elif dimension.loginteger is not None:
             space[key] = tune.lograndint(dimension.loginteger[0], dimension.loginteger[1] + 1)
     return space
-
-
-def is_default(base: Mapping[str, Any], key: str, value: Any) -> bool:
-    """Whether a sampled value is what the experiment would use anyway."""
-    try:
-        return canonical_json(lookup(base, key)) == canonical_json(value)
-    except KeyError:
-        return False

@@ -8,8 +8,6 @@ from typing import Any
 
 from sensorlab.cluster.ledger import Ledger, TrialRecord
 
-_MAX_METRICS = 3
-
 
 def number(value: Any) -> str:
     """A value as a person reads it: 4 significant digits, lists and mappings compact."""
@@ -31,20 +29,13 @@ def duration(seconds: float) -> str:
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """The shortest trailing part of each dotted key that tells it from the others: ``optim.lr`` -> ``lr``."""
-    short: dict[str, str] = {}
-    for key in keys:
-        parts = key.split(".")
-        for length in range(1, len(parts) + 1):
-            tail = parts[-length:]
-            if sum(other.split(".")[-length:] == tail for other in keys) == 1:
-                break
-        short[key] = ".".join(tail)
-    return short
+    """Dotted keys without their section where that stays unique: ``optim.lr`` -> ``lr``."""
+    tails = [key.partition(".")[2] or key for key in keys]
+    return {key: tail if tails.count(tail) == 1 else key for key, tail in zip(keys, tails, strict=True)}
 
 
 def ranked_table(ledger: Ledger, objective: str) -> str:
-    """Rank, trial, objective, up to three more validation metrics, searched values, epochs, time, status."""
+    """Rank, trial, objective and two related metrics, searched values, epochs, time, status."""
     ranked = ledger.ranked()
     keys = sorted({key for record in ranked for key in record.values})
     shorts = short_keys(keys)
@@ -99,9 +90,10 @@ def summary(ledger: Ledger, **extra: Any) -> dict[str, Any]:
 
 
 def _further_metrics(records: Iterable[TrialRecord], objective: str) -> list[str]:
-    names = {name for record in records for name in record.metrics if name.startswith("val/") and name != objective}
-    # Totals before their parts ("val/iou" before "val/iou_0_10m"), so that the few shown are the telling ones.
-    return sorted(names, key=lambda name: (len(name), name))[:_MAX_METRICS]
+    """The objective's closest relative (such as another average of the same quantity) and the validation loss."""
+    names = {name for record in records for name in record.metrics}
+    relatives = sorted((name for name in names if name.startswith(f"{objective}_")), key=lambda name: (len(name), name))
+    return relatives[:1] + [name for name in ("val/loss",) if name in names and name != objective]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
