@@ -6,7 +6,6 @@ Every fault is reported with its shard and sample; nothing stops at the first on
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sensorlab.data.dataset import PreparedDataset
-from sensorlab.data.prepare_shards import Progress
+from sensorlab.data.prepare_shards import Progress, usable_cores
 from sensorlab.data.sample import Boxes, CameraFrame, PointSweep, Sample
 from sensorlab.data.schema import arrow_schema, decode_table
 from sensorlab.data.shards import ShardInfo, content_digest, damaged_shard, file_sha256, read_row_group, sample_digest
@@ -88,7 +87,7 @@ def check_dataset(path: str | Path, fast: bool = False, report: Callable[[str], 
     digests: dict[str, list[bytes]] = {}
     statistics: dict[str, ContentStatistics] = {}
     tokens: dict[str, str] = {}
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for name, split in dataset.manifest.splits.items():
             shards = []
             order = _OrderCheck(name, tokens, result.findings)

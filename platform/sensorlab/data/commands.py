@@ -70,7 +70,7 @@ def _parse_splits(options: list[str], val_scenes: str | None) -> dict[str, list[
     for option in [*options, *([f"val={val_scenes}"] if val_scenes else [])]:
         name, equals, scenes = option.partition("=")
         members = [scene.strip() for scene in scenes.split(",") if scene.strip()]
-        if not equals or not name.isidentifier() or not members:
+        if not equals or not members:
             raise UserError(f"--split {option!r}: expected NAME=SCENE,SCENE,...")
         splits.setdefault(name, []).extend(members)
     return splits

@@ -104,6 +104,8 @@ def prepare(
         jobs = plan_jobs({name: list(numbers) for name, numbers in source.splits().items()}, options.samples_per_shard)
         if not jobs:
             raise UserError(f"{source.origin} has no samples")
+        for leftover in root.glob("*/.*.tmp"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
         _write_missing_shards(source, jobs, root, options, workers, verify, report)
         _write_manifest(root, jobs, identity, source.origin)
     dataset = PreparedDataset.open(root)

@@ -55,7 +55,7 @@ def test_splits_by_option(root: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     ("options", "message"),
     [
         (["--split", "val"], "--split 'val': expected NAME=SCENE,SCENE"),
-        (["--split", "../x=drive-val"], "expected NAME=SCENE"),
+        (["--split", "../x=drive-val"], "split name '../x'"),
         (["--val-scenes", ","], "expected NAME=SCENE"),
         (["--val-scenes", "drive-vol"], "did you mean 'drive-val'"),
         (["--modalities", "camera,sonar"], "modalities are camera, sonar"),

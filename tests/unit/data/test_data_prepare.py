@@ -116,6 +116,15 @@ def test_interrupted_preparation_continues(tmp_path: Path, interruption: BaseExc
     assert dataset.digest == prepared(tmp_path / "straight").digest
 
 
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="bad"):
+        prepared(tmp_path / "out", list_source(fail_at=(4, UserError("bad"))))
+    leftover = tmp_path / "out" / "train" / ".shard-00001.parquet.4711.tmp"
+    leftover.write_text("half a shard")
+    prepared(tmp_path / "out")
+    assert not leftover.exists()
+
+
 @pytest.mark.parametrize("with_manifest", [True, False])
 @pytest.mark.parametrize("damage", ["altered", "truncated", "missing", "record"])
 def test_damaged_shards_are_written_again(tmp_path: Path, damage: str, with_manifest: bool) -> None:

@@ -60,7 +60,7 @@ def assign_splits(
     in the scene's own name.
 
     Raises:
-        UserError: ``given`` names an unknown scene or one scene twice, or nothing says where a scene belongs.
+        UserError: ``given`` has a split name that is no word, names an unknown scene or one scene twice, or nothing says where a scene belongs.
     """
     if given:
         split_of = _from_option(scenes, given)
@@ -78,6 +78,8 @@ def _from_option(scenes: Sequence[str], given: Mapping[str, Sequence[str]]) -> d
     split_of = dict.fromkeys(scenes, "train")
     named: set[str] = set()
     for split, members in given.items():
+        if not split.isidentifier():  # it becomes the name of a directory
+            raise UserError(f"split name {split!r}: use letters, digits and underscores")
         for scene in members:
             if scene not in split_of:
                 near = difflib.get_close_matches(scene, scenes, n=1)
