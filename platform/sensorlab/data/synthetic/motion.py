@@ -83,6 +83,13 @@ class Actor:
         """False for scenery (buildings, poles): sensors see it, the tables do not list it."""
         return self.kind.category != ""
 
+    @property
+    def driven(self) -> bool:
+        """Whether it is a vehicle with somebody in or on it."""
+        if self.kind.style == "cycle":
+            return self.rider
+        return self.kind.category.startswith("vehicle.") and not self.parked
+
     def attribute(self, time: float) -> str | None:
         """The nuScenes attribute at ``time``, or None for kinds that have none."""
         category = self.kind.category
@@ -108,7 +115,7 @@ class WorldState:
     ego_yaw_rate: float  # rad/s
     boxes: np.ndarray  # (N, 7) float64 global x, y, z (centre), length, width, height, yaw: the annotated boxes
     velocities: np.ndarray  # (N, 2) float64 m/s, global axes
-    was_moving: np.ndarray  # (N,) bool: moved at some time, so it is a stopped object when it stands
+    driven: np.ndarray  # (N,) bool: a vehicle with somebody in it, so it is stopped, not parked, when it stands
 
     def solids_in_ego(self) -> np.ndarray:
         """(N, 7) the solid bodies (boxes less their margin) in the ego frame."""
@@ -129,5 +136,5 @@ def world_state(ego: Motion, actors: tuple[Actor, ...], time: float) -> WorldSta
         x, y, yaw = actor.motion.pose(time)
         boxes[row] = (x, y, actor.size[2] / 2, *actor.size, yaw)
         velocities[row] = actor.motion.velocity(time)
-    was_moving = np.array([actor.motion.speed > MOVING_SPEED for actor in actors], dtype=bool)
-    return WorldState(time, ego.pose(time), ego.velocity(time), ego.yaw_rate(time), boxes, velocities, was_moving)
+    driven = np.array([actor.driven for actor in actors], dtype=bool)
+    return WorldState(time, ego.pose(time), ego.velocity(time), ego.yaw_rate(time), boxes, velocities, driven)

@@ -232,11 +232,11 @@ class RadarScanner:
     def _dynamic_property(
         state: WorldState, over_ground: np.ndarray, radial: np.ndarray, body: np.ndarray
     ) -> np.ndarray:
-        """Labels of motion: moving things come, go or cross; still ones may have moved before."""
+        """Labels of motion: moving things come, go or cross; still ones are stopped or have always stood."""
         speed = np.hypot(over_ground[:, 0], over_ground[:, 1])
         share = radial / np.maximum(speed, 1e-6)
         moving = np.where(share < -0.5, ONCOMING, np.where(share > 0.5, MOVING, CROSSING_MOVING))
-        standing = np.where(state.was_moving[body], STOPPED, STATIONARY)
+        standing = np.where(state.driven[body], STOPPED, STATIONARY)
         label = np.where(speed > MOVING_SPEED, moving, standing)
         return np.where(body < 0, STATIONARY_CANDIDATE, label)
 

@@ -99,7 +99,7 @@ class Road:
         radius = np.float32(1.0 / self.curvature)
         side = np.float32(math.copysign(1.0, self.curvature))
         distance = np.hypot(along, left - radius)
-        return np.arctan2(along * side, (radius - left) * side) * abs(radius), radius - side * distance
+        return np.arctan2(along, (radius - left) * side) * abs(radius), radius - side * distance
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def make_weather(scene: Scene, seed: int) -> Weather:
     )
     warm = float(rng.uniform(-0.03, 0.05))
     if scene.night:
-        ambient, haze = np.array([0.17, 0.18, 0.22]), np.array([0.07, 0.075, 0.10])
+        ambient, haze = np.array([0.20, 0.21, 0.25]), np.array([0.08, 0.085, 0.11])
         zenith, direct, shadow, noise, distance = np.array([0.015, 0.02, 0.045]), 0.03, 0.75, 6.5, 260.0
     elif scene.rain:
         ambient, haze = np.array([0.66, 0.68, 0.72]), np.array([0.62, 0.64, 0.67])

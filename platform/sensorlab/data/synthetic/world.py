@@ -192,7 +192,7 @@ class _SceneBuilder:
                     motion = Motion(road.offset_path(s, path_d, direction), 0.0, speed, final, rate)
                     if self._add(kind, motion, rider=True, gap=0.6) and kind == "truck" and rng.random() < 0.4:
                         self._tow(road, s, path_d, direction, motion)
-                    s += float(rng.uniform(14.0, 38.0))
+                    s += float(rng.uniform(18.0, 50.0))
 
     def _tow(self, road: Road, s: float, d: float, direction: int, tractor: Motion) -> None:
         """A trailer behind the truck that was added last, with the same motion."""
@@ -225,7 +225,7 @@ class _SceneBuilder:
         for side in (1, -1):
             s = self._range[0] + float(rng.uniform(0.0, 7.0))
             while s < self._range[1]:
-                if rng.random() < 0.45 and not self._near_junction(s):
+                if rng.random() < 0.33 and not self._near_junction(s):
                     kind = str(rng.choice(["car", "truck", "trailer", "digger"], p=[0.86, 0.07, 0.04, 0.03]))
                     d = side * (road.half_width - 1.3) + float(rng.normal(0.0, 0.08))
                     x, y, yaw = road.pose(s, d, -side)

@@ -93,7 +93,7 @@ def write_world(
         if existing is not None:
             progress(f"{out} holds this world already: {existing.keyframes} keyframes, {existing.annotations} boxes")
             return existing
-        return _write(out, arguments, workers, progress)
+        return _write(out, arguments, workers, overwrite, progress)
     except OSError as error:
         raise UserError(f"cannot write the embedded world to {out}: {error.strerror or error}") from error
 
@@ -138,8 +138,13 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     return "; ".join(changed)
 
 
-def _write(out: Path, arguments: WorldArguments, workers: int, progress: Callable[[str], None]) -> WorldSummary:
+def _write(
+    out: Path, arguments: WorldArguments, workers: int, overwrite: bool, progress: Callable[[str], None]
+) -> WorldSummary:
     started = time.perf_counter()
+    blocking = next((parent for parent in out.parents if parent.exists() and not parent.is_dir()), None)
+    if blocking is not None:
+        raise UserError(f"cannot write the embedded world to {out}: {blocking} is not a folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.name}.partial-{uuid.uuid4().hex[:8]}"
     partial.mkdir()
@@ -157,7 +162,9 @@ def _write(out: Path, arguments: WorldArguments, workers: int, progress: Callabl
         summary = _summarise(arguments, merged)
         record = _identity(arguments) | {"summary": summary}
         (partial / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        _publish(partial, out)
+        # Another process may have written this very world meanwhile; somebody may be reading that one already.
+        if _existing_world(out, arguments, overwrite) is None:
+            _publish(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return WorldSummary(path=str(out), seconds=time.perf_counter() - started, reused=False, **summary)
