@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -52,15 +54,14 @@ def test_the_database_uses_a_write_ahead_log(store: Store) -> None:
 
 def test_a_process_killed_while_creating_leaves_no_half_made_store(tmp_path: Path) -> None:
     path = tmp_path / "mlruns.db"
-    pid = os.fork()
-    if pid == 0:
-        from mlflow.store.db import utils
-
-        # Die in the middle of MLflow's migrations.
-        utils._upgrade_db = lambda engine: os.kill(os.getpid(), signal.SIGKILL)
-        open_store(f"sqlite:///{path}", "e")
-        os._exit(0)
-    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    code = f"""
+import os, signal
+from mlflow.store.db import utils
+from sensorlab.runs.store import open_store
+utils._upgrade_db = lambda engine: os.kill(os.getpid(), signal.SIGKILL)  # in the middle of MLflow's migrations
+open_store("sqlite:///{path}", "e")
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == -signal.SIGKILL
     assert not path.exists()
     opened = open_store(f"sqlite:///{path}", "e")
     assert open_client(opened.uri).get_experiment(opened.experiment_id).name == "e"
