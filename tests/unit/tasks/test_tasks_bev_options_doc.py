@@ -15,42 +15,12 @@ DOC = Path(__file__).parents[3] / "docs" / "simple-bev-options.md"
 
 # The arguments of the original's train_nuscenes.py:main, and those that only its dataset takes.
 TRAINING_OPTIONS = [
-    "exp_name",
-    "max_iters",
-    "log_freq",
-    "shuffle",
-    "dset",
-    "do_val",
-    "val_freq",
-    "save_freq",
-    "keep_latest",
-    "batch_size",
-    "grad_acc",
-    "lr",
-    "use_scheduler",
-    "weight_decay",
-    "nworkers",
-    "data_dir",
-    "log_dir",
-    "ckpt_dir",
-    "init_dir",
-    "ignore_load",
-    "load_step",
-    "load_optimizer",
-    "res_scale",
-    "rand_flip",
-    "rand_crop_and_resize",
-    "ncams",
-    "nsweeps",
-    "encoder_type",
-    "use_radar",
-    "use_metaradar",
-    "use_radar_filters",
-    "use_lidar",
-    "do_rgbcompress",
-    "do_shuffle_cams",
-    "device_ids",
-]
+    "exp_name", "max_iters", "log_freq", "shuffle", "dset", "do_val", "val_freq", "save_freq", "keep_latest",
+    "batch_size", "grad_acc", "lr", "use_scheduler", "weight_decay", "nworkers", "data_dir", "log_dir", "ckpt_dir",
+    "init_dir", "ignore_load", "load_step", "load_optimizer", "res_scale", "rand_flip", "rand_crop_and_resize",
+    "ncams", "nsweeps", "encoder_type", "use_radar", "use_metaradar", "use_radar_filters", "use_lidar",
+    "do_rgbcompress", "do_shuffle_cams", "device_ids",
+]  # fmt: skip
 DATASET_OPTIONS = ["nworkers_val", "seqlen", "refcam_id", "get_tids", "temporal_aug"]
 
 
