@@ -6,6 +6,9 @@ to return freed arrays at once, so resident memory means live arrays. The sparse
 the transpose in every repetition, as training with a new crop per sample does. Wall time is the measure; CPU time
 stands beside it because other processes disturb it less.
 
+The gradient that arrives from above has the memory format of the side's own volume, as it has when the consumer keeps
+the format; ``--contiguous-gradient`` makes the sparse side convert it first.
+
 The dense formulation is the oracle of the unit tests too: project every voxel centre into every camera,
 ``F.grid_sample`` every feature map there, mask, average over the cameras.
 """
@@ -47,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1, help="samples, each with its own crop (default 1)")
     parser.add_argument("--sampling", choices=get_args(Sampling), default="centered")
     parser.add_argument("--mean", choices=get_args(Mean), default=None, help="default: the rule of the sampling")
+    parser.add_argument("--contiguous-gradient", action="store_true")
     parser.add_argument("--repeats", type=int, default=5, help="timed repetitions of the sparse side; the dense has 2")
     parser.add_argument("--threads", type=int, default=None, help="torch threads (default: torch's own choice)")
     parser.add_argument("--device", default="cpu")
@@ -55,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure both sides. Keys: parameters, hardware, dense and sparse (seconds, peak MB), ratios, differences."""
-    parameters = {key: value for key, value in vars(args).items() if key in _PARAMETERS}
+    own = argparse.ArgumentParser()
+    add_arguments(own)
+    parameters = {key: getattr(args, key) for key in vars(own.parse_args([])) if key != "small"}
     if args.small:
         parameters.update(SMALL)
     dense = _in_fresh_process("dense", parameters)
@@ -73,20 +79,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "max_abs_difference": difference,
         "bar": {"times_faster": ">= 10", "memory_fraction": "<= 0.1", "max_abs_difference": "<= 1e-4"},
     }
-
-
-_PARAMETERS = (
-    "cells",
-    "cameras",
-    "channels",
-    "feature_size",
-    "batch",
-    "sampling",
-    "mean",
-    "repeats",
-    "threads",
-    "device",
-)
 
 
 def dense_lift(
@@ -217,7 +209,7 @@ class _Problem:
     """Inputs of both sides, and the functions from features to volumes."""
 
     features: Tensor  # (B, S, C, Hf, Wf)
-    cotangent: Tensor  # (B, C, Z, Y, X), contiguous: the gradient that arrives from above
+    cotangents: dict[str, Tensor]  # (B, C, Z, Y, X), equal values: the gradients that arrive from above
     sides: dict[str, Callable[[Tensor], Tensor]]
 
 
@@ -239,13 +231,19 @@ def _problem(parameters: dict[str, Any], device: torch.device) -> _Problem:
     def dense(pixels: Tensor) -> Tensor:
         return dense_lift(pixels, intrinsics, poses, grid, IMAGE_SIZE, sampling, mean)
 
-    return _Problem(features, cotangent, {"sparse": sparse, "dense": dense})
+    in_sparse_format = cotangent if parameters["contiguous_gradient"] else as_lifted(cotangent)
+    return _Problem(features, {"sparse": in_sparse_format, "dense": cotangent}, {"sparse": sparse, "dense": dense})
+
+
+def as_lifted(volume: Tensor) -> Tensor:
+    """The same (B, C, Z, Y, X) values in the memory order of ``lift``: (B, Z, X, Y, C)."""
+    return volume.permute(0, 2, 4, 3, 1).contiguous().permute(0, 4, 1, 3, 2)
 
 
 def _repetition(side: str, problem: _Problem) -> tuple[Tensor, Tensor]:
     """Volume and gradient of the features."""
     volume = problem.sides[side](problem.features)
-    (grad,) = torch.autograd.grad(volume, problem.features, problem.cotangent)
+    (grad,) = torch.autograd.grad(volume, problem.features, problem.cotangents[side])
     return volume.detach(), grad
 
 

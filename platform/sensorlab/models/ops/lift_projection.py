@@ -57,22 +57,18 @@ def visible_pairs(
     columns, rows = float(feature_size[1]) - 0.5, float(feature_size[0]) - 0.5
     x, y, z = (torch.as_tensor(c, device=projection.device) for c in grid.axis_centers())
     column, camera = _candidate_columns(projection, x, y, z, columns, rows)
-    # Homogeneous coordinates of every voxel of the candidate columns: three (Q, Y) arrays.
-    selected = projection[camera]
-    base = (
-        selected[:, :, 0] * x[column % len(x), None]
-        + selected[:, :, 2] * z[column // len(x), None]
-        + selected[:, :, 3]
-    )  # fmt: skip
-    h_x, h_y, depth = (base[:, i, None] + selected[:, i, 1, None] * y for i in range(3))
+    # Homogeneous coordinates of every voxel of the candidate columns: three (Y, Q) arrays.
+    at = projection.permute(1, 2, 0)[:, :, camera]  # (3, 4, Q)
+    base = at[:, 0] * x[column % len(x)] + at[:, 2] * z[column // len(x)] + at[:, 3]
+    h_x, h_y, depth = (base[i] + at[i, 1] * y[:, None] for i in range(3))
     visible = depth > 0
     for h, upper in ((h_x, columns), (h_y, rows)):
         visible &= (h > -0.5 * depth) & (h < upper * depth)
-    which, level = visible.nonzero(as_tuple=True)
-    depth = depth[which, level]
+    level, which = visible.nonzero(as_tuple=True)
     voxel, order = torch.sort((column[which] * len(y) + level).int(), stable=True)
-    feature_x, feature_y = ((h[which, level] / depth)[order] for h in (h_x, h_y))
-    return camera[which][order], voxel, feature_x, feature_y
+    level, which = level[order], which[order]
+    depth = depth[level, which]
+    return camera[which], voxel, h_x[level, which] / depth, h_y[level, which] / depth
 
 
 def _candidate_columns(
@@ -104,17 +100,31 @@ def _candidate_columns(
 
 
 def bilinear_taps(x: Tensor, y: Tensor, feature_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Pixels row * Wf + column (P, 4) int32 and weights (P, 4) float32 of bilinear samples at float64 positions."""
+    """Pixels row * Wf + column (P, 4) int32 and weights (P, 4) float32 of bilinear samples at float64 positions.
+
+    A tap beyond the border has weight zero and names the nearest pixel.
+    """
     rows, columns = feature_size
-    left, top = x.floor(), y.floor()
-    right_weight, bottom_weight = (x - left).float(), (y - top).float()
-    left, top = left.int(), top.int()
-    taps = x.new_empty((len(x), 4), dtype=torch.int32)
-    weights = x.new_empty((len(x), 4), dtype=torch.float32)
-    for k, (down, right) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
-        row, column = top + down, left + right
-        inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-        weight = (bottom_weight if down else 1 - bottom_weight) * (right_weight if right else 1 - right_weight)
-        weights[:, k] = weight * inside
-        taps[:, k] = row.clamp(0, rows - 1) * columns + column.clamp(0, columns - 1)
+    horizontal = _linear_taps(x, columns)
+    taps = torch.empty((len(x), 4), dtype=torch.int32, device=x.device)
+    weights = torch.empty((len(x), 4), dtype=torch.float32, device=x.device)
+    k = 0
+    for row, weight_y in _linear_taps(y, rows):
+        row = row * columns
+        for column, weight_x in horizontal:
+            torch.add(row, column, out=taps[:, k])
+            torch.mul(weight_y, weight_x, out=weights[:, k])
+            k += 1
     return taps, weights
+
+
+def _linear_taps(position: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """The two pixels (P,) int32 around positions on an axis of ``size`` pixels, each with its weight (P,) float32."""
+    before = position.floor()
+    after_weight = (position - before).float()
+    taps = []
+    for shift, weight in ((0, 1 - after_weight), (1, after_weight)):
+        pixel = before.int() + shift
+        nearest = pixel.clamp(0, size - 1)
+        taps.append((nearest, weight * (pixel == nearest)))
+    return taps
