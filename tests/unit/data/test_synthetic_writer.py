@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,17 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match="No space left on device"):
         write_world(tmp_path / "root", **TINY, progress=_ignore)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _die(*args: object) -> None:
+    os._exit(9)
+
+
+def test_a_worker_that_dies_is_reported_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(writer, "record_scene", _die)
+    with pytest.raises(UserError, match=r"a process that was recording a scene died.*fewer workers"):
+        write_world(tmp_path / "root", **TINY, workers=2, progress=_ignore)
     assert list(tmp_path.iterdir()) == []
 
 

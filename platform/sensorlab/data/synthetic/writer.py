@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -182,6 +183,11 @@ def _record_scenes(root: Path, arguments: WorldArguments, workers: int) -> Itera
         futures = [pool.submit(record_scene, root, arguments, index) for index in range(arguments.scenes)]
         for future in as_completed(futures):
             yield future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that was recording a scene died: too little memory for that many workers, or a script that "
+            'starts processes without an `if __name__ == "__main__"` guard; use fewer workers'
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
