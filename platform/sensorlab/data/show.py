@@ -112,8 +112,8 @@ def _draw_camera(axes: Any, sample: Sample, camera: CameraFrame) -> None:
     if sample.radars:
         _draw_radar(axes, sample, camera, camera_from_ego)
     axes.set(xlim=(-0.5, camera.width - 0.5), ylim=(camera.height - 0.5, -0.5), xticks=[], yticks=[])
-    lag = (camera.timestamp - sample.timestamp) / 1000
-    axes.set_title(f"{camera.name}  {camera.width}x{camera.height}  {lag:+.0f} ms", fontsize=11)
+    lag = round((camera.timestamp - sample.timestamp) / 1000)
+    axes.set_title(f"{camera.name}  {camera.width}x{camera.height}  {lag:+d} ms", fontsize=11)
 
 
 def _draw_projected_boxes(axes: Any, sample: Sample, camera: CameraFrame, camera_from_ego: np.ndarray) -> None:

@@ -60,7 +60,8 @@ def assign_splits(
     in the scene's own name.
 
     Raises:
-        UserError: ``given`` has a split name that is no word, names an unknown scene or one scene twice, or nothing says where a scene belongs.
+        UserError: ``given`` has a split name that is no word, an unknown scene or one scene twice; or nothing says
+            where a scene belongs.
     """
     if given:
         split_of = _from_option(scenes, given)
