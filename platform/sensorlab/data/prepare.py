@@ -36,6 +36,7 @@ from sensorlab.data.statistics import ContentStatistics
 from sensorlab.errors import UserError
 
 Verify = Literal["digest", "size"]
+ARGUMENTS = "arguments.json"  # of an unfinished preparation, in its state directory
 
 
 def prepare_nuscenes(
@@ -96,7 +97,7 @@ def prepare(
         raise UserError(f"workers is {workers}; it must be 0 (this process) or more")
     root = Path(out).expanduser().resolve()
     identity = {**source.description(), **as_dict(options)}
-    _claim(root, identity)
+    _refuse_foreign(root, identity)
     with _locked(root, report):
         if (root / MANIFEST).exists() and _is_intact(root, verify):
             report(f"prepare: {root} is complete and up to date")
@@ -104,6 +105,8 @@ def prepare(
         jobs = plan_jobs({name: list(numbers) for name, numbers in source.splits().items()}, options.samples_per_shard)
         if not jobs:
             raise UserError(f"{source.origin} has no samples")
+        with atomic_path(root / STATE_DIRECTORY / ARGUMENTS) as temporary:
+            temporary.write_text(json.dumps(identity), encoding="utf-8")
         for leftover in root.glob("*/.*.tmp"):  # of a process that was killed
             leftover.unlink(missing_ok=True)
         _write_missing_shards(source, jobs, root, options, workers, verify, report)
@@ -113,9 +116,9 @@ def prepare(
     return dataset
 
 
-def _claim(root: Path, identity: Mapping[str, Any]) -> None:
-    """Make sure that ``root`` is ours: new, or prepared from the same source with the same arguments."""
-    state = root / STATE_DIRECTORY / "arguments.json"
+def _refuse_foreign(root: Path, identity: Mapping[str, Any]) -> None:
+    """Only write where nothing is, or where the same source was prepared with the same arguments."""
+    state = root / STATE_DIRECTORY / ARGUMENTS
     if (root / MANIFEST).exists():
         found = PreparedDataset.open(root).manifest.source
     elif state.exists():
@@ -126,8 +129,6 @@ def _claim(root: Path, identity: Mapping[str, Any]) -> None:
     elif root.exists() and (not root.is_dir() or any(entry.name != STATE_DIRECTORY for entry in root.iterdir())):
         raise UserError(f"{root} exists and is no prepared dataset: choose another --out")
     else:
-        with atomic_path(state) as temporary:
-            temporary.write_text(json.dumps(identity), encoding="utf-8")
         return
     differing = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
     if differing:

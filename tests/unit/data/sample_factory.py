@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 from PIL import Image
+
 from sensorlab.data.sample import LIDAR_FIELDS, RADAR_FIELDS, Boxes, CameraFrame, PointSweep, Sample
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sample_factory import make_sample
+
 from sensorlab.config import as_dict
 from sensorlab.data import dataset as dataset_module
 from sensorlab.data.dataset import Manifest, PreparedDataset, Sensors, SplitInfo

@@ -176,6 +176,15 @@ def test_other_arguments_are_refused_while_unfinished(tmp_path: Path) -> None:
         prepared(tmp_path / "out", options=PrepareOptions(row_group_size=4, samples_per_shard=3))
 
 
+def test_a_first_try_that_never_started_binds_nobody(tmp_path: Path) -> None:
+    """Forgetting the splits, then giving them, is not a change of arguments."""
+    root = build_root(tmp_path / "root")
+    edit_table(root, "scene", lambda records: [record.update(name=f"drive-{i}") for i, record in enumerate(records)])
+    with pytest.raises(UserError, match="--val-scenes"):
+        nuscenes(root, tmp_path / "out")
+    assert nuscenes(root, tmp_path / "out", splits={"val": ["drive-1"]}).manifest.num_samples == 5
+
+
 def test_foreign_directories_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="exists and is no prepared dataset"):

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from sample_factory import make_sample
+
 from sensorlab.data.sample import Sample
 from sensorlab.data.schema import (
     META_COLUMNS,

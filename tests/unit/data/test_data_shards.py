@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sample_factory import make_sample
+
 from sensorlab.data.schema import arrow_schema, decode_table
 from sensorlab.data.shards import (
     RowGroupCache,

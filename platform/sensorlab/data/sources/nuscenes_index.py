@@ -1,8 +1,8 @@
 """The tables of a nuScenes dataroot joined into arrays: which files, poses and boxes belong to which sample.
 
-Everything is numpy or Arrow, indexed by row number, so that the index pickles without copying and answers "what is in
-sample i" without searching. Measured on generated tables of 20,000 samples, 960,000 recordings and 700,000 boxes (842 MB
-of JSON): 23 s of CPU to load, 0.8 GB at the peak, 260 MB kept.
+Everything is numpy or Arrow, indexed by row number, so that the index pickles without copying and says what is in
+sample i without searching. Measured on generated tables of 20,000 samples, 960,000 recordings and 700,000 boxes (842
+MB of JSON): 23 s of CPU to load, 0.8 GB at the peak, 260 MB kept.
 """
 
 from __future__ import annotations
