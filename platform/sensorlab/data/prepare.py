@@ -99,6 +99,7 @@ def prepare(
     identity = {**source.description(), **as_dict(options)}
     _refuse_foreign(root, identity)
     with _locked(root, report):
+        _refuse_foreign(root, identity)  # again: another process may have been at work while this one waited
         if (root / MANIFEST).exists() and _is_intact(root, verify):
             report(f"prepare: {root} is complete and up to date")
             return PreparedDataset.open(root)

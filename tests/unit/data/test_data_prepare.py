@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -236,6 +237,27 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     assert not thread.is_alive()
     assert "waiting for the process" in lines[0]
     assert "complete and up to date" in lines[1]
+
+
+def test_waiting_for_a_process_with_other_arguments_ends_in_a_refusal(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / ".prepare").mkdir(parents=True)
+    errors: list[str] = []
+
+    def attempt() -> None:
+        try:
+            prepared(out, options=PrepareOptions(row_group_size=4))
+        except UserError as error:
+            errors.append(str(error))
+
+    with open(out / ".prepare" / "lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        shutil.copytree(prepared(tmp_path / "other").path, out, dirs_exist_ok=True)
+    thread.join(10)
+    assert len(errors) == 1
+    assert "other arguments" in errors[0]
 
 
 # ------------------------------------------------------------------------------------------------------------- nuScenes
