@@ -91,7 +91,7 @@ def rigid_from_quaternion(quaternion: ArrayT, translation: ArrayT) -> ArrayT:
 def inverse_rigid(a_from_b: ArrayT) -> ArrayT:
     """``b_from_a`` (..., 4, 4): the transpose of the rotation and the translation seen from b.
 
-    Exact for rigid transforms, cheaper and better conditioned than a general inverse; wrong for matrices that scale.
+    Exact for rotations and reflections, cheaper and better conditioned than a general inverse; wrong if it scales.
     """
     rotation = a_from_b[..., :3, :3].swapaxes(-1, -2)
     translation = -(rotation @ a_from_b[..., :3, 3:])[..., 0]

@@ -81,56 +81,71 @@ class _VisibleMean(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        transposed: SparseRows = ctx.transposed
-        flat = _voxel_view(grad)
-        if flat.is_contiguous():
-            return _weighted_sum(flat.flatten(0, 3), transposed), None
-        grads = [_weighted_sum(flat[..., c].reshape(-1, c.stop - c.start), transposed) for c in _slices(grad.shape[1])]
-        return torch.cat(grads, 1), None
+        return _visible_gradient(grad, ctx.transposed), None
 
 
 class _NonzeroMean(torch.autograd.Function):
     """The same with Simple-BEV's mean: each channel averages the cameras whose sample is not exactly zero.
 
     (``utils/basic.py`` reduce_masked_mean; the 1e-6 that it adds to the denominator is below float32 resolution here.)
-    As there, a sample that is exactly zero receives no gradient. The weights of the plan are undivided, so the sum
-    over cameras is right as it comes, and a voxel seen by one camera is finished; those seen by several are divided.
+    As there, a sample that is exactly zero receives no gradient. Where nothing is exactly zero, which is what trained
+    encoders give, this is the mean over visible cameras, and so is its gradient; both are corrected otherwise.
     """
 
     @staticmethod
     def forward(ctx: Any, pixels: Tensor, plan: BatchPlan) -> Tensor:
         shared = plan.shared
         if ctx.needs_input_grad[0]:
-            ctx.shared, ctx.transposed = shared, plan.pixels_by_source
+            ctx.plan, ctx.transposed = plan, plan.pixels
         present = _weighted_sum(pixels, shared.samples) != 0
         voxels = _weighted_sum(pixels, plan.voxels)
-        for c in _slices(pixels.shape[1]):
-            voxels[shared.voxel, c] /= _count_present(present[:, c], shared, pixels.dtype)
-        ctx.save_for_backward(voxels != 0 if ctx.needs_input_grad[0] else None, present)
+        any_absent = not bool(present.all())
+        if any_absent:
+            for c in _slices(pixels.shape[1]):
+                voxels[shared.voxel, c] *= _nonzero_scale(present[:, c], shared, pixels.dtype)
+        if ctx.needs_input_grad[0]:
+            seen = int((plan.voxel_start.diff() > 0).sum()) * pixels.shape[1]
+            if any_absent or int(voxels.count_nonzero()) < seen:
+                ctx.save_for_backward(voxels != 0, present)
         return _as_volume(voxels, plan)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        shared: SharedVoxels = ctx.shared
-        seen, present = ctx.saved_tensors
+        if not ctx.saved_tensors:
+            return _visible_gradient(grad, ctx.transposed), None
+        nonzero, present = ctx.saved_tensors
+        transposed, shared = ctx.plan.pixels_by_source, ctx.plan.shared
         flat, grads = _voxel_view(grad), []
         for c in _slices(grad.shape[1]):
             # By voxel where one camera sees it, then by pair: the order of the rows of plan.pixels_by_source.
-            by_source = grad.new_empty((len(seen) + len(present), c.stop - c.start))
-            by_voxel, by_pair = by_source[: len(seen)], by_source[len(seen) :]
+            by_source = grad.new_empty((len(nonzero) + len(present), c.stop - c.start))
+            by_voxel, by_pair = by_source[: len(nonzero)], by_source[len(nonzero) :]
             by_voxel.view(*flat.shape[:4], -1).copy_(flat[..., c])
-            count = _count_present(present[:, c], shared, grad.dtype)
-            torch.mul((by_voxel[shared.voxel] / count)[shared.group], present[:, c], out=by_pair)
-            by_voxel *= seen[:, c]
-            grads.append(_weighted_sum(by_source, ctx.transposed))
+            scale = _nonzero_scale(present[:, c], shared, grad.dtype)
+            torch.mul((by_voxel[shared.voxel] * scale)[shared.group], present[:, c], out=by_pair)
+            by_voxel *= nonzero[:, c]
+            grads.append(_weighted_sum(by_source, transposed))
         return torch.cat(grads, 1), None
 
 
-def _count_present(present: Tensor, shared: SharedVoxels, dtype: torch.dtype) -> Tensor:
-    """(V, C): how many samples (Q, C) of each shared voxel are present, at least 1. Exact, so order does not matter."""
+def _visible_gradient(grad: Tensor, transposed: SparseRows) -> Tensor:
+    """Gradient of the feature pixels (n, C) from that of the volumes; a few channels at a time if it needs a copy."""
+    flat = _voxel_view(grad)
+    if flat.is_contiguous():
+        return _weighted_sum(flat.flatten(0, 3), transposed)
+    grads = [_weighted_sum(flat[..., c].reshape(-1, c.stop - c.start), transposed) for c in _slices(grad.shape[1])]
+    return torch.cat(grads, 1)
+
+
+def _nonzero_scale(present: Tensor, shared: SharedVoxels, dtype: torch.dtype) -> Tensor:
+    """(V, C): cameras that see a shared voxel over samples (Q, C) that are present there; 0 / 0 never arises.
+
+    Sums of ones are exact, so their order does not matter.
+    """
     count = torch.zeros((len(shared.voxel), present.shape[1]), dtype=dtype, device=present.device)
-    return count.index_add_(0, shared.group, present.to(dtype)).clamp_(min=1)
+    count.index_add_(0, shared.group, present.to(dtype))
+    return shared.cameras[:, None] / count.clamp_(min=1)
 
 
 def _weighted_sum(rows: Tensor, matrix: SparseRows) -> Tensor:

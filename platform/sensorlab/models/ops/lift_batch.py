@@ -56,31 +56,31 @@ class BatchPlan:
 
     @cached_property
     def pixels(self) -> SparseRows:
-        """Its transpose: one row per feature pixel, over voxels (``visible``) or pairs (``nonzero``)."""
-        parts = [plan.taps_by_pixel for plan in self.plans]
-        sizes = [plan.grid.num_voxels if self.mean == "visible" else plan.num_pairs for plan in self.plans]
+        """Its transpose: one row per feature pixel, over voxels."""
+        parts = [plan.voxels_by_pixel for plan in self.plans]
         return SparseRows(
             _joined_starts([part.start for part in parts]),
-            _shifted([part.index for part in parts], sizes),
+            _shifted([part.index for part in parts], [plan.grid.num_voxels for plan in self.plans]),
             _joined([part.weight for part in parts]),
         )
 
     @cached_property
     def shared(self) -> SharedVoxels:
-        """What the mean over non-zero samples needs beyond the sum."""
+        """The voxels that several cameras see."""
         return SharedVoxels.of(self)
 
     @cached_property
     def pixels_by_source(self) -> SparseRows:
-        """The transposed map for gradients that are masked per pair; needs ``mean="nonzero"``.
+        """The transpose for gradients that differ between the pairs of a voxel: one row per feature pixel.
 
-        One row per feature pixel. Entries below the number of voxels stand for the only pair of that voxel; beyond
-        follow the pairs of shared voxels in the order of ``shared.samples``.
+        Entries below the number of voxels stand for the only pair of that voxel; beyond follow the pairs of shared
+        voxels in the order of ``shared.samples``.
         """
         is_shared = self.voxel_start.diff()[self.pair_voxel] > 1
         first_shared = len(self.voxel_start) - 1
         source = torch.where(is_shared, first_shared - 1 + torch.cumsum(is_shared, 0), self.pair_voxel).int()
-        return SparseRows(self.pixels.start, source[self.pixels.index], self.pixels.weight)
+        _, order = torch.sort(self.taps.flatten(), stable=True)
+        return SparseRows(self.pixels.start, source[order >> 2], self.pixels.weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,21 +89,25 @@ class SharedVoxels:
 
     Attributes:
         voxel: (V,) int64, ascending.
+        cameras: (V,) int64, how many see it.
         group: (Q,) int64 in 0..V-1: the shared voxel of each of the Q pairs that see one.
         samples: one row per such pair, over feature pixels.
     """
 
     voxel: Tensor
+    cameras: Tensor
     group: Tensor
     samples: SparseRows
 
     @staticmethod
     def of(plan: BatchPlan) -> SharedVoxels:
         pairs = (plan.voxel_start.diff()[plan.pair_voxel] > 1).nonzero()[:, 0]
-        voxel, group = torch.unique_consecutive(plan.pair_voxel[pairs].long(), return_inverse=True)
+        voxel, group, cameras = torch.unique_consecutive(
+            plan.pair_voxel[pairs].long(), return_inverse=True, return_counts=True
+        )
         start = torch.arange(0, 4 * len(pairs) + 1, 4, dtype=torch.int32, device=pairs.device)
         samples = SparseRows(start, plan.taps[pairs].flatten(), plan.weights[pairs].flatten())
-        return SharedVoxels(voxel, group, samples)
+        return SharedVoxels(voxel, cameras, group, samples)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -54,8 +54,8 @@ class LiftPlan:
     Attributes:
         grid, num_cameras, feature_size (Hf, Wf), sampling, mean: what the plan was built for.
         taps: (P, 4) int32 feature pixels, numbered (camera, row, column).
-        weights: (P, 4) float32 bilinear weights, zero outside the feature map; for ``mean="visible"`` already divided
-            by the number of cameras that see the voxel.
+        weights: (P, 4) float32 bilinear weights, zero outside the feature map, divided by the number of cameras that
+            see the voxel.
         pair_voxel: (P,) int32.
         voxel_start: (voxels + 1,) int32: the pairs of voxel v are ``voxel_start[v]:voxel_start[v + 1]``.
     """
@@ -80,16 +80,14 @@ class LiftPlan:
         return len(self.pair_voxel)
 
     @cached_property
-    def taps_by_pixel(self) -> SparseRows:
-        """The transpose, needed by the backward pass: for every feature pixel, who samples it.
+    def voxels_by_pixel(self) -> SparseRows:
+        """The transpose, needed by the backward pass: for every feature pixel, the voxels that sample it.
 
-        Its entries name voxels for ``mean="visible"`` and pairs for ``mean="nonzero"``. Computed on first use, so
-        that evaluation does not pay for it.
+        Computed on first use, so that evaluation does not pay for it.
         """
         pixel, order = torch.sort(self.taps.flatten(), stable=True)
-        pair = order // 4
-        sampler = self.pair_voxel[pair] if self.mean == "visible" else pair.int()
-        return SparseRows(row_starts(pixel, self.num_pixels), sampler, self.weights.flatten()[order])
+        weight = self.weights.flatten()[order]
+        return SparseRows(row_starts(pixel, self.num_pixels), self.pair_voxel[order >> 2], weight)
 
     def visibility(self) -> Tensor:
         """(S, Z, Y, X) bool: which camera sees which voxel."""
@@ -150,8 +148,7 @@ def build_lift_plan(
     taps, weights = bilinear_taps(mapping.position_x(column), mapping.position_y(row), feature_size)
     taps += (camera * (feature_size[0] * feature_size[1])).int()[:, None]
     start = row_starts(voxel, grid.num_voxels)
-    if mean == "visible":
-        weights /= start.diff()[voxel.long()][:, None]
+    weights /= start.diff()[voxel][:, None]
     return LiftPlan(grid, num_cameras, feature_size, sampling, mean, taps, weights, voxel, start)
 
 
