@@ -11,7 +11,6 @@ import torch
 from sensorlab.bench import lift
 from sensorlab.bench.memory import PeakMemory
 
-
 LEGACY = ["--sampling", "legacy", "--batch", "2", "--contiguous-gradient"]
 
 
