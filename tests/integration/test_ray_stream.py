@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -230,6 +231,28 @@ def test_a_training_stream_cannot_jump(ray_cluster: None, split: Split) -> None:
         next(stream.batches(0))
     assert len(list(stream.batches(0, 1))) == 2
     stream.close()
+
+
+def test_closing_early_or_late_leaves_no_thread_at_work(ray_cluster: None, split: Split) -> None:
+    """Ray ends the process with code 1 when a thread of an iteration still uses it in ``ray.shutdown()``."""
+    from sensorlab.data.ray_stream import RayStream, ray_dataset
+
+    def threads() -> list[str]:
+        names = [thread.name for thread in threading.enumerate()]
+        return [name for name in names if name.startswith(("iter_threaded", "ray-stream", "Prefetcher"))]
+
+    before = threads()  # those of iterations that other tests broke off
+    spec = make_spec(split, global_batch=1)
+    stream = RayStream(spec, ray_dataset(spec, 1, end_epoch=3).iterator(), end_epoch=3)
+    for epoch in range(3):
+        list(stream.batches(epoch))
+    stream.close()
+    assert threads() == before
+    stream = RayStream(spec, ray_dataset(spec, 1, end_epoch=3).iterator(), end_epoch=3)
+    next(stream.batches(0))
+    stream.close()
+    # Ray forgets one parked prefetcher thread when an iteration is broken off.
+    assert threads() in (before, [*before, "Prefetcher"])
 
 
 def test_nothing_left_to_stream_is_a_user_error(ray_cluster: None, split: Split) -> None:

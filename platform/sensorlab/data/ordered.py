@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 SourceT = TypeVar("SourceT")
@@ -72,11 +73,21 @@ class OrderedPrefetcher(Generic[SourceT, ResultT]):
         return isinstance(self._head, _End) or bool(wait([self._head], timeout).done)
 
     def close(self, timeout: float = 10.0) -> None:
-        """Stop the threads; results that were not taken are thrown away. Idempotent."""
+        """Stop the threads; results that were not taken are thrown away. Idempotent.
+
+        Args:
+            timeout: seconds to wait for a source that does not answer; its thread is left behind then. 0 waits for
+                nothing.
+        """
         self._stopped.set()
         self._slots.release()  # the feeder may be waiting for one
         self._feeder.join(timeout)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        # What is in the making may hold memory that belongs to the source.
+        self._pool.shutdown(wait=timeout > 0, cancel_futures=True)
+        self._head = None
+        with suppress(queue.Empty):
+            while True:
+                self._results.get_nowait()
 
     def _feed(self) -> None:
         iterator: Iterator[SourceT] | None = None

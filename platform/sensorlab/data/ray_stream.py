@@ -14,8 +14,10 @@ per epoch; only this module would change.
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     import ray.train
 
 MIB = 1 << 20
+_JOIN_TIMEOUT_S = 5.0
 
 
 def configure_data_context() -> None:
@@ -191,15 +194,24 @@ class RayStream(PrefetchedStream):
 def _paired(
     cursors: Iterator[tuple[int, int]], blocks: Iterable[pa.Table]
 ) -> Iterator[tuple[tuple[int, int], pa.Table]]:
-    """Each expected cursor with the block that arrived; ends early when the blocks do. Closes the blocks' iterator."""
-    iterator = iter(blocks)
+    """Each expected cursor with the block that arrived; ends early when the blocks do.
+
+    Closing it ends Ray's execution and waits for the threads that Ray started for the iteration. They are daemons that
+    nobody joins, and Ray ends the whole process, with exit code 1, when one of them is still at work in
+    ``ray.shutdown()``.
+    """
+    before = set(threading.enumerate())
+    iterator: Any = iter(blocks)
     try:
         for cursor in cursors:
             block = next(iterator, None)
             if block is None:
                 return
             yield cursor, block
+        next(iterator, None)  # nothing more comes; reaching the end lets Ray stop its prefetching thread
     finally:
-        close = getattr(iterator, "close", None)
-        if close is not None:
-            close()  # frees Ray's executor at once instead of when the iterator is collected
+        iterator.close()
+        deadline = time.monotonic() + _JOIN_TIMEOUT_S
+        for thread in set(threading.enumerate()) - before:
+            if thread.name == "iter_threaded":
+                thread.join(max(0.0, deadline - time.monotonic()))

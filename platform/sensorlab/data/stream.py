@@ -203,7 +203,8 @@ class PrefetchedStream(ABC):
         if not self._pipeline.ready(warn_after):
             log.warning("waiting for data for %.0f s (epoch %d, batch %d)", warn_after, *cursor)
             if not self._pipeline.ready(timeout - warn_after):
-                self._pipeline.close(timeout=0.0)  # its feeder is stuck
+                self._pipeline.close(timeout=0.0)  # something in it is stuck
+                self._pipeline = self._next = None
                 raise TimeoutError(self._stall_message(cursor, time.monotonic() - started))
         try:
             return next(self._pipeline)
