@@ -90,7 +90,7 @@ class LiftPlan:
         return SparseRows(row_starts(pixel, self.num_pixels), self.pair_voxel[order >> 2], weight)
 
     def visibility(self) -> Tensor:
-        """(S, Z, Y, X) bool: which camera sees which voxel."""
+        """(S, Z, Y, X) bool: which camera sees which voxel (for ``mean="nonzero"``: with a sample that can count)."""
         cells_z, cells_y, cells_x = self.grid.cells
         camera = self.taps[:, 0] // (self.feature_size[0] * self.feature_size[1])
         visible = self.taps.new_zeros((self.num_cameras, self.grid.num_voxels), dtype=torch.bool)
@@ -147,6 +147,10 @@ def build_lift_plan(
     camera, voxel, column, row = visible_pairs(grid, projection, feature_size)
     taps, weights = bilinear_taps(mapping.position_x(column), mapping.position_y(row), feature_size)
     taps += (camera * (feature_size[0] * feature_size[1])).int()[:, None]
+    if mean == "nonzero":
+        # Legacy positions may leave the map by more than a pixel: zero whatever the features are, so never counted.
+        reaches = (weights != 0).any(1)
+        voxel, taps, weights = voxel[reaches], taps[reaches], weights[reaches]
     start = row_starts(voxel, grid.num_voxels)
     weights /= start.diff()[voxel][:, None]
     return LiftPlan(grid, num_cameras, feature_size, sampling, mean, taps, weights, voxel, start)

@@ -137,6 +137,9 @@ def test_legacy_positions_may_leave_the_feature_map_by_more_than_a_pixel() -> No
     assert ((plan.weights == 0).all(1)).any()
     want = dense_lift(features, intrinsics, poses, GRID, IMAGE, "legacy", "visible")
     assert (lift(features, [plan]) - want).abs().max() < 1e-5
+    # They can never count among non-zero samples, so a plan for that mean does not hold them.
+    counting = build_lift_plan(GRID, intrinsics[0], poses[0], IMAGE, (2, 2), "legacy", "nonzero")
+    assert counting.num_pairs == int((plan.weights != 0).any(1).sum()) < plan.num_pairs
 
 
 def test_nothing_visible_gives_zeros_and_zero_gradients() -> None:
