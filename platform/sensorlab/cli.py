@@ -1,4 +1,4 @@
-"""The ``sensorlab`` command: data and benchmarks."""
+"""The ``sensorlab`` command: data, runs and benchmarks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets ``run``, a function of the parsed arguments."""
     from sensorlab.bench import commands as bench
     from sensorlab.data import commands as data
+    from sensorlab.runs import commands as runs
 
     parser = argparse.ArgumentParser(prog="sensorlab", description=__doc__)
     parser.add_argument("--version", action="version", version=f"sensorlab {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     data.register(subparsers)
+    runs.register(subparsers)
     bench.register(subparsers)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 for findings, 2 for a mistake of the user."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not getattr(args, "takes_rest", False):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest
     return exit_on_user_error(lambda: args.run(args))
 
 

@@ -15,27 +15,23 @@ BENCHMARKS = ("lift", "loader", "stream", "sweep", "tracking")
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("bench", help="measure one part of the platform", add_help=False)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER)
-    parser.set_defaults(run=_run)
+    parser.add_argument("name", nargs="?", choices=BENCHMARKS)
+    parser.add_argument("--list", action="store_true")
+    # A benchmark parses its own arguments, so that its module, and torch with it, is imported only when asked for.
+    parser.set_defaults(run=_run, takes_rest=True)
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Two stages, so that a benchmark's module, and torch with it, is imported only when it is asked for.
-    parser = argparse.ArgumentParser(prog="sensorlab bench", description=__doc__, add_help=False)
-    parser.add_argument("--list", action="store_true", help="print the names of the benchmarks")
-    parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("name", nargs="?", choices=BENCHMARKS)
-    known, rest = parser.parse_known_args(args.arguments)
-    if known.list or known.name is None:
-        if known.list:
-            print("\n".join(BENCHMARKS))
-        else:
-            parser.print_help()
+    if args.list:
+        print("\n".join(BENCHMARKS))
         return 0
-    module = importlib.import_module(f"sensorlab.bench.{known.name}")
-    own = argparse.ArgumentParser(prog=f"sensorlab bench {known.name}", description=module.__doc__)
-    own.add_argument("--json", action="store_true", help="print one line of JSON")
-    module.add_arguments(own)
-    options = own.parse_args([*rest, "--help"] if known.help else rest)
+    if args.name is None:
+        print(f"usage: sensorlab bench {{{','.join(BENCHMARKS)}}} [--json] [--help]\n       sensorlab bench --list")
+        return 0 if "--help" in args.rest or "-h" in args.rest else 2
+    module = importlib.import_module(f"sensorlab.bench.{args.name}")
+    parser = argparse.ArgumentParser(prog=f"sensorlab bench {args.name}", description=module.__doc__)
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    module.add_arguments(parser)
+    options = parser.parse_args(args.rest)
     print(json.dumps(module.run(options), indent=None if options.json else 2))
     return 0

@@ -69,7 +69,12 @@ def _reported(
             metric.merge(part["states"][name])
         for key, value in metric.compute().items():
             reported[f"val/{key}"] = value
-            training.protocols[f"val/{key}"] = metric.protocol.digest
+            training.protocols[f"val/{key}"] = {
+                **metric.protocol.model_dump(mode="json"),
+                "dataset": training.provenance.get("dataset"),
+                "split": training.config.data.val_split,
+                "max_batches": training.config.eval.max_batches,
+            }
     total = sum(part["count"] for part in gathered)
     for name in sorted({name for part in gathered for name in part["sums"]}):
         reported[f"val/{name}"] = sum(part["sums"].get(name, 0.0) for part in gathered) / max(total, 1)

@@ -87,7 +87,7 @@ class Training:
         self.evaluated_step = -1  # of the last evaluation
         self.skipped_steps = 0  # updates skipped because a gradient was not finite
         self.metrics: dict[str, float] = {}  # latest value of every reported name
-        self.protocols: dict[str, str] = {}  # reported name -> digest of its protocol
+        self.protocols: dict[str, dict[str, Any]] = {}  # reported name -> all that defines the number
         self.store = CheckpointStore(
             run_dir / "checkpoints",
             keep_latest=config.checkpoint.keep_latest,

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sensorlab.config import as_dict
+from sensorlab.config import as_dict, digest
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.training import Training
 from sensorlab.runs.environment import capture_environment
 from sensorlab.runs.recorder import RunRecorder, RunStatus
+from sensorlab.runs.sweep_runs import PROTOCOL_TAG
 
 
 class Tracking(Callback):
@@ -41,7 +42,7 @@ class Tracking(Callback):
         self._params = dict(params)
         self._log_scaled = log_scaled
         self._code_root = code_root
-        self._protocols: dict[str, str] = {}
+        self._described: set[str] = set()
 
     def on_fit_start(self, training: Training) -> None:
         recorder = self._recorder
@@ -58,18 +59,14 @@ class Tracking(Callback):
 
     def on_metrics(self, training: Training, metrics: Mapping[str, float], step: int) -> None:
         self._recorder.log(metrics, step)
-        new = {name: protocol for name, protocol in training.protocols.items() if name not in self._protocols}
-        if new:
-            self._protocols.update(new)
-            described = {name: metric.protocol.model_dump() for name, metric in training.task.metrics().items()}
-            self._recorder.log_dict({"digests": self._protocols, "metrics": described}, "config/protocols.json")
+        if training.protocols.keys() - self._described:
+            self._described.update(training.protocols)
+            self._recorder.log_dict(training.protocols, "config/protocols.json")
             objective = training.config.eval.metric
-            self._recorder.set_tags(
-                {
-                    "sensorlab.objective": objective,
-                    "sensorlab.objective_protocol": self._protocols.get(objective, "none"),
-                }
-            )
+            tags = {"sensorlab.objective": objective}
+            if objective in training.protocols:
+                tags[PROTOCOL_TAG] = digest(training.protocols[objective])
+            self._recorder.set_tags(tags)
 
     def on_panels(self, training: Training, panels: list[tuple[str, np.ndarray]], step: int) -> None:
         for index, (_, picture) in enumerate(panels):
