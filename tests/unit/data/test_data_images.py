@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sensorlab.data import images
 from sensorlab.data.images import MAX_ENLARGEMENT, ResizeCrop, decode_image
 from sensorlab.errors import UserError
 
@@ -79,31 +80,32 @@ def test_outside_of_the_image_is_black() -> None:
         assert not _decode(white, ResizeCrop((160, 90), (160, 0), (90, 160)), interpolation).any()
 
 
-def test_window_equals_resize_then_crop() -> None:
-    """Computing only the window gives the pixels of the whole image, up to rounding."""
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pixels_are_those_of_pillow(interpolation: str) -> None:
+    """Resizing by torch, or only the window by Pillow, gives the pixels of the whole image, up to rounding."""
     source = np.random.default_rng(0).integers(0, 255, (90, 160, 3), dtype=np.uint8)
     plan = ResizeCrop((123, 71), (17, 9), (40, 80))
-    whole = np.asarray(Image.fromarray(source).resize((123, 71), Image.Resampling.BILINEAR))[9:49, 17:97]
-    got = _decode(_encode(source, "PNG"), plan, "bilinear")
+    whole = np.asarray(Image.fromarray(source).resize((123, 71), Image.Resampling[interpolation.upper()]))[9:49, 17:97]
+    got = _decode(_encode(source, "PNG"), plan, interpolation)
     assert np.abs(got.astype(int) - whole).max() <= 1
 
 
 def test_draft_decodes_less_and_stays_close(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    original = Image.Image.resize
+    original = images._resize_bilinear
 
-    def recording(self: Image.Image, *args: object, **kwargs: object) -> Image.Image:
-        sizes.append(self.size)
-        return original(self, *args, **kwargs)  # type: ignore[arg-type]
+    def recording(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        sizes.append(pixels.shape[:2])
+        return original(pixels, size)
 
-    monkeypatch.setattr(Image.Image, "resize", recording)
+    monkeypatch.setattr(images, "_resize_bilinear", recording)
     smooth = _encode(_ramps(1600, 900))
     for scale in (0.8, 1.0, MAX_ENLARGEMENT):
         plan = ResizeCrop.jittered((224, 400), scale, (0, 0))
         difference = _decode(smooth, plan, "draft").astype(int) - _decode(smooth, plan, "bilinear")
         assert np.abs(difference).max() <= 3
-    assert sizes[::2] == [(400, 225)] * 3
-    assert sizes[1::2] == [(1600, 900)] * 3
+    assert sizes[::2] == [(225, 400)] * 3
+    assert sizes[1::2] == [(900, 1600)] * 3
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])

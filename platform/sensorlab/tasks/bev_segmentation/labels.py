@@ -69,21 +69,23 @@ def rasterise_boxes(
     shape = grid.cells[0], grid.cells[2]
     corners = footprint_cells(ref_from_box, size, grid, rules.legacy_corners)
     polygon, cell = fill_quads(corners, shape)
-    owner = np.full(shape[0] * shape[1], -1, np.int64)  # index of the box of each cell
+    owner = np.full(shape[0] * shape[1], -1, np.int32)  # index of the box of each cell
     owner[cell] = polygon  # of equal indices the last one is assigned
     valid = np.ones(len(owner), np.uint8)
     valid[cell[hidden[polygon]]] = 0
 
-    covered = np.flatnonzero(owner >= 0)
+    foreground = owner >= 0
+    covered = np.flatnonzero(foreground)
     owner_of_covered = owner[covered]
     centers = np.rint(grid.to_voxel(ref_from_box[:, :3, 3])[:, [0, 2]])  # (N, 2) column, row
     offset = np.zeros((2, len(owner)), np.float32)
-    offset[0, covered] = covered % shape[1] - centers[owner_of_covered, 0]
-    offset[1, covered] = covered // shape[1] - centers[owner_of_covered, 1]
+    row, column = np.divmod(covered, shape[1])
+    offset[0, covered] = column - centers[owner_of_covered, 0]
+    offset[1, covered] = row - centers[owner_of_covered, 1]
     if rules.double_offset:
         offset *= 2
     labels = {
-        "seg": (owner >= 0).astype(np.uint8).reshape(1, *shape),
+        "seg": foreground.view(np.uint8).reshape(1, *shape),
         "valid": valid.reshape(1, *shape),
         "center": center_map(centers, shape, rules.config.center_sigma)[None],
         "offset": offset.reshape(2, *shape),
