@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from sensorlab.models.ops.lift_plan import LiftPlan, Mean, SparseRows
+from sensorlab.models.ops.lift_plan import CellRows, LiftPlan, Mean, SparseRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,32 +55,36 @@ class BatchPlan:
         return SparseRows(self.voxel_start * 4, self.taps.flatten(), self.weights.flatten())
 
     @cached_property
-    def pixels(self) -> SparseRows:
-        """Its transpose: one row per feature pixel, over voxels."""
-        parts = [plan.voxels_by_pixel for plan in self.plans]
-        return SparseRows(
+    def pairs_by_cell(self) -> CellRows:
+        """The transpose by pairs: see :class:`CellRows`."""
+        parts = [plan.pairs_by_cell for plan in self.plans]
+        return CellRows(
             _joined_starts([part.start for part in parts]),
-            _shifted([part.index for part in parts], [plan.grid.num_voxels for plan in self.plans]),
-            _joined([part.weight for part in parts]),
+            _shifted([part.index for part in parts], [plan.num_pairs for plan in self.plans]),
+            parts[0].weights if len(parts) == 1 else torch.cat([part.weights for part in parts], 1),
         )
 
     @cached_property
-    def shared(self) -> SharedVoxels:
-        """The voxels that several cameras see."""
-        return SharedVoxels.of(self)
+    def voxels_by_cell(self) -> CellRows:
+        """The transpose over voxels."""
+        return replace(self.pairs_by_cell, index=self.pair_voxel.index_select(0, self.pairs_by_cell.index))
 
     @cached_property
-    def pixels_by_source(self) -> SparseRows:
-        """The transpose for gradients that differ between the pairs of a voxel: one row per feature pixel.
+    def sources_by_cell(self) -> CellRows:
+        """The transpose for gradients that differ between the pairs of a voxel.
 
-        Entries below the number of voxels stand for the only pair of that voxel; beyond follow the pairs of shared
+        Its index is below the number of voxels for the only pair of that voxel; beyond follow the pairs of shared
         voxels in the order of ``shared.samples``.
         """
         is_shared = self.voxel_start.diff()[self.pair_voxel] > 1
         first_shared = len(self.voxel_start) - 1
         source = torch.where(is_shared, first_shared - 1 + torch.cumsum(is_shared, 0), self.pair_voxel).int()
-        _, order = torch.sort(self.taps.flatten(), stable=True)
-        return SparseRows(self.pixels.start, source[order >> 2], self.pixels.weight)
+        return replace(self.pairs_by_cell, index=source.index_select(0, self.pairs_by_cell.index))
+
+    @cached_property
+    def shared(self) -> SharedVoxels:
+        """The voxels that several cameras see."""
+        return SharedVoxels.of(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from sensorlab.geometry.bev_grid import BEVGrid
-from sensorlab.models.ops.lift_projection import SampleMapping, Sampling, bilinear_taps, visible_pairs
+from sensorlab.models.ops.lift_projection import BilinearTaps, SampleMapping, Sampling, visible_pairs
 
 Mean = Literal["visible", "nonzero"]
 
@@ -45,6 +45,22 @@ class SparseRows:
 
 
 @dataclass(frozen=True, eq=False)
+class CellRows:
+    """The transpose of a lift: for every cell between feature pixels, who samples there, with its four weights.
+
+    All samples of a cell have the same four taps, so grouping by cell sorts a quarter of what grouping by pixel would.
+    Cells are numbered (camera, row, column) with (Hf + 1) x (Wf + 1) cells per camera.
+    """
+
+    start: Tensor  # (cells + 1,) int32
+    index: Tensor  # (P,) int32, what samples there: voxels or other rows
+    weights: Tensor  # (4, P) float32, by tap in the order of BilinearTaps
+
+
+_TENSORS = ("taps", "weights", "cell", "pair_voxel", "voxel_start")
+
+
+@dataclass(frozen=True, eq=False)
 class LiftPlan:
     """The visible (voxel, camera) pairs of one sample and the four feature pixels that each of them samples.
 
@@ -56,6 +72,7 @@ class LiftPlan:
         taps: (P, 4) int32 feature pixels, numbered (camera, row, column).
         weights: (P, 4) float32 bilinear weights, zero outside the feature map, divided by the number of cameras that
             see the voxel.
+        cell: (P,) int32, the cell between feature pixels in which the sample lies; see :class:`CellRows`.
         pair_voxel: (P,) int32.
         voxel_start: (voxels + 1,) int32: the pairs of voxel v are ``voxel_start[v]:voxel_start[v + 1]``.
     """
@@ -67,6 +84,7 @@ class LiftPlan:
     mean: Mean
     taps: Tensor
     weights: Tensor
+    cell: Tensor
     pair_voxel: Tensor
     voxel_start: Tensor
 
@@ -79,15 +97,20 @@ class LiftPlan:
     def num_pairs(self) -> int:
         return len(self.pair_voxel)
 
+    @property
+    def num_cells(self) -> int:
+        """Cells between feature pixels of all cameras together."""
+        return self.num_cameras * (self.feature_size[0] + 1) * (self.feature_size[1] + 1)
+
     @cached_property
-    def voxels_by_pixel(self) -> SparseRows:
-        """The transpose, needed by the backward pass: for every feature pixel, the voxels that sample it.
+    def pairs_by_cell(self) -> CellRows:
+        """The transpose, needed by the backward pass; its index names pairs.
 
         Computed on first use, so that evaluation does not pay for it.
         """
-        pixel, order = torch.sort(self.taps.flatten(), stable=True)
-        weight = self.weights.flatten()[order]
-        return SparseRows(row_starts(pixel, self.num_pixels), self.pair_voxel[order >> 2], weight)
+        cell, order = torch.sort(self.cell, stable=True)
+        weights = self.weights.index_select(0, order).t().contiguous()
+        return CellRows(row_starts(cell, self.num_cells), order.int(), weights)
 
     def visibility(self) -> Tensor:
         """(S, Z, Y, X) bool: which camera sees which voxel (for ``mean="nonzero"``: with a sample that can count)."""
@@ -99,7 +122,7 @@ class LiftPlan:
 
     def to(self, device: torch.device | str) -> LiftPlan:
         """The same plan on another device."""
-        moved = {name: getattr(self, name).to(device) for name in ("taps", "weights", "pair_voxel", "voxel_start")}
+        moved = {name: getattr(self, name).to(device) for name in _TENSORS}
         return replace(self, **moved)
 
 
@@ -145,15 +168,17 @@ def build_lift_plan(
     mapping = SampleMapping.of(sampling, image_size, feature_size)
     projection = mapping.feature_from_ref(intrinsics.double(), ref_from_camera.double())
     camera, voxel, column, row = visible_pairs(grid, projection, feature_size)
-    taps, weights = bilinear_taps(mapping.position_x(column), mapping.position_y(row), feature_size)
-    taps += (camera * (feature_size[0] * feature_size[1])).int()[:, None]
+    bilinear = BilinearTaps.at(mapping.position_x(column), mapping.position_y(row), feature_size)
+    taps, weights, camera = bilinear.pixel, bilinear.weight, camera.int()
+    taps += (camera * (feature_size[0] * feature_size[1]))[:, None]
+    cell = bilinear.cell + camera * ((feature_size[0] + 1) * (feature_size[1] + 1))
     if mean == "nonzero":
         # Legacy positions may leave the map by more than a pixel: zero whatever the features are, so never counted.
         reaches = (weights != 0).any(1)
-        voxel, taps, weights = voxel[reaches], taps[reaches], weights[reaches]
+        voxel, taps, weights, cell = voxel[reaches], taps[reaches], weights[reaches], cell[reaches]
     start = row_starts(voxel, grid.num_voxels)
-    weights /= start.diff()[voxel][:, None]
-    return LiftPlan(grid, num_cameras, feature_size, sampling, mean, taps, weights, voxel, start)
+    weights /= start.diff().index_select(0, voxel)[:, None]
+    return LiftPlan(grid, num_cameras, feature_size, sampling, mean, taps, weights, cell, voxel, start)
 
 
 def build_lift_plans(

@@ -58,17 +58,20 @@ def visible_pairs(
     x, y, z = (torch.as_tensor(c, device=projection.device) for c in grid.axis_centers())
     column, camera = _candidate_columns(projection, x, y, z, columns, rows)
     # Homogeneous coordinates of every voxel of the candidate columns: three (Y, Q) arrays.
-    at = projection.permute(1, 2, 0)[:, :, camera]  # (3, 4, Q)
+    at = projection.permute(1, 2, 0).index_select(2, camera)  # (3, 4, Q)
     base = at[:, 0] * x[column % len(x)] + at[:, 2] * z[column // len(x)] + at[:, 3]
     h_x, h_y, depth = (base[i] + at[i, 1] * y[:, None] for i in range(3))
     visible = depth > 0
     for h, upper in ((h_x, columns), (h_y, rows)):
         visible &= (h > -0.5 * depth) & (h < upper * depth)
-    level, which = visible.nonzero(as_tuple=True)
-    voxel, order = torch.sort((column[which] * len(y) + level).int(), stable=True)
-    level, which = level[order], which[order]
-    depth = depth[level, which]
-    return camera[which], voxel, h_x[level, which] / depth, h_y[level, which] / depth
+    voxels = column.int() * len(y) + torch.arange(len(y), dtype=torch.int32, device=column.device)[:, None]
+    # index_select on flat arrays: twice as fast as indexing with two arrays.
+    where = visible.flatten().nonzero()[:, 0]
+    voxel, order = torch.sort(voxels.flatten().index_select(0, where), stable=True)
+    where = where.index_select(0, order)
+    depth = depth.flatten().index_select(0, where)
+    feature_x, feature_y = (h.flatten().index_select(0, where) / depth for h in (h_x, h_y))
+    return camera.index_select(0, where % len(camera)), voxel, feature_x, feature_y
 
 
 def _candidate_columns(
@@ -99,23 +102,38 @@ def _candidate_columns(
     return column, camera
 
 
-def bilinear_taps(x: Tensor, y: Tensor, feature_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Pixels row * Wf + column (P, 4) int32 and weights (P, 4) float32 of bilinear samples at float64 positions.
+@dataclass(frozen=True)
+class BilinearTaps:
+    """The four feature pixels around each of P positions: (top, bottom) x (left, right), in this order.
 
-    A tap beyond the border has weight zero and names the nearest pixel.
+    Attributes:
+        pixel: (P, 4) int32, row * Wf + column. A tap beyond the border names the nearest pixel.
+        weight: (P, 4) float32, zero for a tap beyond the border.
+        cell: (P,) int32 in a grid of (Hf + 1) x (Wf + 1): cell (r, c) lies between pixel rows r - 1 and r and pixel
+            columns c - 1 and c. Positions in the same cell have the same taps.
     """
-    rows, columns = feature_size
-    horizontal = _linear_taps(x, columns)
-    taps = torch.empty((len(x), 4), dtype=torch.int32, device=x.device)
-    weights = torch.empty((len(x), 4), dtype=torch.float32, device=x.device)
-    k = 0
-    for row, weight_y in _linear_taps(y, rows):
-        row = row * columns
-        for column, weight_x in horizontal:
-            torch.add(row, column, out=taps[:, k])
-            torch.mul(weight_y, weight_x, out=weights[:, k])
-            k += 1
-    return taps, weights
+
+    pixel: Tensor
+    weight: Tensor
+    cell: Tensor
+
+    @staticmethod
+    def at(x: Tensor, y: Tensor, feature_size: tuple[int, int]) -> BilinearTaps:
+        """Taps of float64 positions (P,) in feature pixels."""
+        rows, columns = feature_size
+        horizontal = _linear_taps(x, columns)
+        pixel = torch.empty((len(x), 4), dtype=torch.int32, device=x.device)
+        weight = torch.empty((len(x), 4), dtype=torch.float32, device=x.device)
+        k = 0
+        for row, weight_y in _linear_taps(y, rows):
+            for column, weight_x in horizontal:
+                torch.add(column, row, alpha=columns, out=pixel[:, k])
+                torch.mul(weight_y, weight_x, out=weight[:, k])
+                k += 1
+        # Legacy positions may lie further out; their weights are zero in whatever cell.
+        cell_row = (y.floor().int() + 1).clamp_(0, rows)
+        cell_column = (x.floor().int() + 1).clamp_(0, columns)
+        return BilinearTaps(pixel, weight, torch.add(cell_column, cell_row, alpha=columns + 1))
 
 
 def _linear_taps(position: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
