@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from sensorlab.runs.sweep_runs import SweepRuns
 logger = logging.getLogger(__name__)
 
 _HOPELESS = 3  # failed trials without a single report of any trial: the cause is not the configuration
+_STALL_S = 900.0  # no trial starts, reports or ends although none is running: Tune waits for something that was lost
 
 
 @dataclass
@@ -32,7 +34,8 @@ class SweepDriver:
     ledger: Ledger
     runs: SweepRuns | None
     objective: str
-    best_run: str | None = field(default=None)
+    given_up: str = ""  # why the sweep was ended before its time
+    _last_event: float = field(default_factory=time.monotonic)
 
     def order(self, trial_id: str, sampled: Mapping[str, Any]) -> None:
         """Before a trial starts: enter it, open its tracking run, and leave word of both in its directory."""
@@ -104,10 +107,18 @@ class SweepDriver:
             self.ledger.trials[trial_id].restarts += 1
         self.ledger.end(trial_id, "interrupted" if restarts else "failed", reason)
 
-    @property
-    def hopeless(self) -> bool:
-        trials = self.ledger.trials.values()
-        return self.ledger.count("failed") >= _HOPELESS and not any(record.verified for record in trials)
+    def gives_up(self) -> bool:
+        """Whether going on makes no sense; ``given_up`` then says why. Asked several times a second."""
+        if self.ledger.count("running"):
+            self._last_event = time.monotonic()
+        verified = any(record.verified for record in self.ledger.trials.values())
+        if self.ledger.count("failed") >= _HOPELESS and not verified:
+            self.given_up = f"the first {_HOPELESS} trials failed, none has trained an epoch"
+        elif time.monotonic() - self._last_event > _STALL_S:
+            self.given_up = (
+                f"no trial could start for {_STALL_S / 60:.0f} minutes; is the cluster busy with other work?"
+            )
+        return bool(self.given_up)
 
 
 # As for the ledger: copies of the objects below live on in restored drivers and find the one driver by directory.
@@ -161,7 +172,7 @@ class SweepStopper(Stopper):
         return _DRIVERS[self._sweep_dir].check(trial_id, result)
 
     def stop_all(self) -> bool:
-        return _DRIVERS[self._sweep_dir].hopeless
+        return _DRIVERS[self._sweep_dir].gives_up()
 
 
 def _reason(trial: Any, run_dir: Path) -> str:

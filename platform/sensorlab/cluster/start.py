@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,14 +101,20 @@ def output_root(configured: str) -> Path:
     return root
 
 
-def runtime_env(local: bool) -> dict[str, Any]:
+def runtime_env(local: bool, where: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Runtime environment that makes ``import sensorlab`` work in every worker, whether or not it is installed there.
 
     A local cluster reads the package in place. Another cluster gets a copy (content-addressed, so an unchanged
     package is uploaded once): its nodes may not see this file system, and with ``--working-dir .`` the package lies
     in ``platform/``, which is not on the workers' path.
+
+    Args:
+        local: the cluster is a local one of this process.
+        where: environment variables that tell workers which cluster they belong to. Ray's own watcher, which frees
+            the resources of ended trials, otherwise looks for running clusters on its host, and dies when it finds
+            two; then the next trial waits for ever.
     """
-    variables = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
+    variables = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()} | dict(where or {})
     if local:
         previous = os.environ.get("PYTHONPATH")
         variables["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *([previous] if previous else [])])
@@ -155,7 +162,7 @@ def connect(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # prints every failure of a trial; the sweep does that
     options: dict[str, Any] = {
         "address": address or "local",
-        "runtime_env": runtime_env(local),
+        "runtime_env": runtime_env(local, {"RAY_ADDRESS": address} if address and address != "auto" else None),
         "log_to_driver": False,  # workers write to files; a run reports through its progress and its tracking run
         "logging_level": logging.ERROR,
         "ignore_reinit_error": True,
@@ -166,6 +173,10 @@ def connect(
             "include_dashboard": dashboard,
             "dashboard_host": "127.0.0.1",
         }
+        if dashboard:
+            options["dashboard_port"] = _free_port()
+            address_of_dashboard = f"http://127.0.0.1:{options['dashboard_port']}"
+            options["runtime_env"] = runtime_env(local, {"RAY_API_SERVER_ADDRESS": address_of_dashboard})
         if num_gpus is not None:
             options["num_gpus"] = num_gpus
     try:
@@ -189,6 +200,12 @@ def disconnect() -> None:
 
 def _usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _explain(error: BaseException, address: str | None) -> str | None:

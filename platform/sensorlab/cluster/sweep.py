@@ -12,7 +12,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sensorlab.cluster.files import read_json, write_json
 from sensorlab.cluster.ledger import Ledger, share_ledger
@@ -32,6 +32,9 @@ from sensorlab.runs.links import sweep_link, ui_command
 from sensorlab.runs.recorder import RunStatus
 from sensorlab.runs.store import Store, open_store
 from sensorlab.runs.sweep_runs import SweepRuns
+
+if TYPE_CHECKING:
+    from sensorlab.cluster.monitor import SweepDriver
 
 PLAN = "sweep.json"
 _TUNE = "tune"
@@ -141,14 +144,16 @@ def run_sweep(plan: SweepPlan, cluster: Cluster, program: Program, resume: bool 
         with Ticker(line):
             _fit(plan, driver.plan, concurrent, resume)
         timed_out = sweep.time_budget_s is not None and time.monotonic() - started >= sweep.time_budget_s
-        interrupted = not timed_out and _unfinished(ledger, sweep) and not driver.hopeless
+        interrupted = not timed_out and not driver.given_up and _unfinished(ledger, sweep)
     finally:  # also on SIGTERM, which Ray turns into SystemExit: a stopped job has 3 s for this
         _close_open_trials(ledger, interrupted)
         if runs is not None:
             _close_runs(runs, ledger, interrupted)
+        if driver.given_up:
+            print(f"the sweep was ended: {driver.given_up}", flush=True)
         if interrupted:
             print(f"interrupted; what is done is kept. Continue with: {_resume_command(plan.name)}", flush=True)
-    return _conclude(plan, ledger, store, runs, time.monotonic() - started, interrupted)
+    return _conclude(plan, driver, store, time.monotonic() - started, interrupted)
 
 
 def _fit(plan: SweepPlan, trial_plan: TrialPlan, concurrent: int, resume: bool) -> None:
@@ -197,7 +202,7 @@ def _new_tuner(plan: SweepPlan, trainable: Any, concurrent: int) -> Any:
             num_samples=1 if sweep.algorithm == "grid" else sweep.num_trials,
             max_concurrent_trials=concurrent if sweep.algorithm == "optuna" else None,
             time_budget_s=sweep.time_budget_s,
-            reuse_actors=True,
+            reuse_actors=trains_in_process(plan.experiment.resources),  # a stopped group takes its process along
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
@@ -303,8 +308,9 @@ def _mark_failed(runs: SweepRuns, run_id: str, reason: str) -> None:
 
 
 def _conclude(
-    plan: SweepPlan, ledger: Ledger, store: Store | None, runs: SweepRuns | None, seconds: float, interrupted: bool
+    plan: SweepPlan, driver: SweepDriver, store: Store | None, seconds: float, interrupted: bool
 ) -> SweepOutcome:
+    ledger, runs = driver.ledger, driver.runs
     objective = plan.sweep.objective
     print()
     print(ranked_table(ledger, objective))
@@ -334,7 +340,7 @@ def _conclude(
     )
     write_json(plan.directory / "outcome.json", outcome)
     print(json.dumps(outcome), flush=True)
-    exit_code = 130 if interrupted else int(ledger.count("failed") > 0)
+    exit_code = 130 if interrupted else int(ledger.count("failed") > 0 or bool(driver.given_up))
     return SweepOutcome(ledger, outcome, exit_code)
 
 

@@ -1,0 +1,142 @@
+"""The ledger on disk, and the table, summary and progress line made from it."""
+
+import json
+import re
+import time
+
+import pytest
+
+from sensorlab.cluster.files import PROGRESS, read_json, write_json
+from sensorlab.cluster.ledger import Ledger
+from sensorlab.cluster.progress import RunLine, SweepLine, Ticker
+from sensorlab.cluster.table import duration, failures, number, ranked_table, short_keys, summary
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.json", "max")
+    for index, (state, curve) in enumerate(
+        [("done", [0.2, 0.6, 0.5]), ("stopped", [0.1]), ("failed", [0.9]), ("done", [0.7, 0.8, 0.75])]
+    ):
+        name = f"t{index}"
+        ledger.start(
+            name, {"optim.lr": 0.001 * (index + 1), "task.lidar.enabled": index % 2 == 0}, "d", tmp_path / name
+        )
+        for epoch, value in enumerate(curve, start=1):
+            metrics = {"val/iou": value, "val/loss": 1 - value, "val/iou_sample_mean": value / 2, "train/loss": 3.0}
+            ledger.report(
+                name, {"epoch": epoch, "objective": value, "metrics": metrics, "best_checkpoint": f"c{index}"}
+            )
+        ledger.end(name, state, "ValueError: boom" if state == "failed" else "")
+    return ledger
+
+
+def test_ranking_is_by_the_best_epoch_and_leaves_failures_out(ledger):
+    assert [r.number for r in ledger.ranked()] == [3, 0, 1, 2]
+    best = ledger.best()
+    assert best is not None
+    assert (best.number, best.objective, best.best_epoch) == (3, 0.8, 2)
+    assert best.metrics["val/loss"] == pytest.approx(0.2)
+
+
+def test_min_mode_ranks_the_other_way(tmp_path):
+    ledger = Ledger(tmp_path / "l.json", "min")
+    for name, value in (("a", 2.0), ("b", 1.0)):
+        ledger.start(name, {}, "", tmp_path)
+        ledger.report(name, {"epoch": 1, "objective": value})
+    assert [r.trial_id for r in ledger.ranked()] == ["b", "a"]
+
+
+def test_everything_survives_the_driver(ledger):
+    copy = Ledger(ledger.path, "max")
+    assert copy.trials == ledger.trials
+
+
+def test_a_running_trial_of_a_dead_driver_is_interrupted_and_goes_on(ledger, tmp_path):
+    ledger.start("t9", {}, "d", tmp_path)
+    copy = Ledger(ledger.path, "max")
+    assert copy.trials["t9"].state == "interrupted"
+    number_before = copy.trials["t9"].number
+    copy.start("t9", {}, "d", tmp_path)
+    assert copy.trials["t9"].state == "running"
+    assert copy.trials["t9"].number == number_before
+
+
+def test_table(ledger):
+    lines = ranked_table(ledger, "val/iou").splitlines()
+    header = "rank trial val/iou val/iou_sample_mean val/loss lr lidar.enabled epochs time status"
+    assert lines[0].split() == header.split()
+    assert lines[2].split()[:7] == ["1", "#3", "0.8", "0.4", "0.2", "0.004", "false"]
+    assert lines[-1].split()[:2] == ["-", "#2"]
+    assert lines[-1].split()[-1] == "failed"
+    assert len({len(line) for line in lines if line.endswith("done")}) == 1
+
+
+def test_summary_is_one_json_line_with_the_best(ledger):
+    outcome = summary(ledger, sweep="s")
+    assert json.loads(json.dumps(outcome)) == outcome
+    assert (outcome["done"], outcome["stopped"], outcome["failed"]) == (2, 1, 1)
+    assert outcome["best"]["checkpoint"] == "c3"
+    assert failures(ledger) == ["#2 failed: ValueError: boom"]
+
+
+def test_number_and_duration():
+    assert [number(v) for v in (0.123456, True, None, float("nan"), [96, 176], "res18", 3)] == (
+        ["0.1235", "true", "-", "nan", "[96, 176]", "res18", "3"]
+    )
+    assert [duration(s) for s in (7.4, 61, 7260)] == ["7s", "1m01s", "2h01m"]
+    assert short_keys(["optim.lr", "schedule.lr", "task.a.b", "seed"]) == {
+        "optim.lr": "optim.lr",
+        "schedule.lr": "schedule.lr",
+        "task.a.b": "a.b",
+        "seed": "seed",
+    }
+
+
+def test_sweep_line_says_everything_without_control_codes(ledger, tmp_path):
+    record = ledger.start("t4", {}, "d", tmp_path / "t4")
+    record.started = time.time() - 20
+    write_json(
+        tmp_path / "t4" / PROGRESS,
+        {
+            "time": time.time(),
+            "step": 5,
+            "total_steps": 30,
+            "epoch": 0.5,
+            "total_epochs": 3,
+            "samples_per_s": 12.34,
+            "data_wait": 0.071,
+        },
+    )
+    line = SweepLine(ledger, "val/iou", total_trials=8, concurrent=2)()
+    for part in ("1 running, 2 done, 1 stopped, 1 FAILED, 3 waiting", "epochs #4 0.5 of 3", "12.3 samples/s"):
+        assert part in line
+    assert "data wait 7%" in line
+    assert "best val/iou 0.8 (#3)" in line
+    assert re.search(r"ETA \d", line)
+    assert "\x1b" not in line
+    assert "\r" not in line
+
+
+def test_run_line_estimates_the_time_left(tmp_path):
+    line = RunLine(tmp_path)
+    assert "starting" in line()
+    progress = {"step": 1, "total_steps": 40, "epoch": 0.0, "total_epochs": 4}
+    write_json(tmp_path / PROGRESS, {**progress, "time": time.time()})
+    line()
+    write_json(tmp_path / PROGRESS, {**progress, "time": time.time() + 10, "epoch": 1.0, "step": 10})
+    assert "epoch 1.00/4 | step 10/40" in line()
+    assert "ETA 30s" in line()
+
+
+def test_ticker_prints_whole_lines_once(capsys):
+    lines = iter(["a", "a", "b", "b", "b", "b", "b", "b", "b", "b"])
+    with Ticker(lambda: next(lines), every_s=0.02):
+        time.sleep(0.08)
+    assert capsys.readouterr().out == "a\nb\n"
+
+
+def test_half_written_json_is_nothing(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": ')
+    assert read_json(tmp_path / "x.json") is None
+    assert read_json(tmp_path / "missing.json") is None

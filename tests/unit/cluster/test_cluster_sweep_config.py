@@ -1,0 +1,129 @@
+"""The sweep section: its own schema, and its check against the experiment's."""
+
+import math
+
+import pytest
+
+from sensorlab.cluster.sweep_config import (
+    check_space,
+    decode_values,
+    load_sweep,
+    log_scaled,
+    resolve,
+    split_overrides,
+    tune_space,
+)
+from sensorlab.config import as_dict
+from sensorlab.errors import UserError
+from sensorlab.experiment import experiment_from
+
+BASE = as_dict(
+    experiment_from(
+        {"name": "x", "task": {"name": "bev_segmentation"}, "data": {"path": "d"}, "train": {"max_epochs": 2}}
+    )
+)
+
+
+def sweep_of(**space):
+    return load_sweep({"space": {key.replace("__", "."): value for key, value in space.items()}})
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"space": {}}, "at least 1 item"),
+        ({"space": {"a": {"unifrm": [0, 1]}}}, "did you mean 'uniform'"),
+        ({"space": {"a": {"uniform": [1, 1]}}}, "lower bound 1.0 is not below"),
+        ({"space": {"a": {"loguniform": [0, 1]}}}, "must be positive"),
+        ({"space": {"a": {"choice": []}}}, "at least one value"),
+        ({"space": {"a": {"choice": [1, 1]}}}, "lists a value twice"),
+        ({"space": {"a": {"choice": [1], "integer": [1, 2]}}}, "exactly one of"),
+        ({"space": {"a": {"quniform": [0, 1, 2]}}}, "quantum"),
+        ({"space": {"a": {"choice": [1]}, "a.b": {"choice": [1]}}}, "lies inside of a"),
+        ({"space": {"a": {"integer": [1, 2]}}, "algorithm": "grid"}, "needs 'choice'"),
+        ({"space": {"a": {"choice": [1]}}, "num_trial": 3}, "did you mean 'num_trials'"),
+    ],
+)
+def test_faults_of_the_section(section, message):
+    with pytest.raises(UserError, match=message):
+        load_sweep(section)
+
+
+def test_grid_runs_every_combination():
+    sweep = load_sweep({"space": {"a": {"choice": [1, 2, 3]}, "b": {"choice": [1, 2]}}, "algorithm": "grid"})
+    assert sweep.total_trials == 6
+
+
+def test_a_valid_space_passes():
+    check_space(
+        sweep_of(
+            optim__lr={"loguniform": [1e-4, 1e-2]},
+            task__model__encoder={"choice": ["res18", "effb0"]},
+            task__image__size={"choice": [[96, 176], [128, 224]]},
+            seed={"integer": [0, 5]},
+        ),
+        BASE,
+        experiment_from,
+    )
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"optim__rl": {"uniform": [0, 1]}}, "optim.rl.*did you mean 'lr'"),
+        ({"task__model__encoder": {"choice": ["res18", "res19"]}}, "the value 'res19' does not fit"),
+        ({"seed": {"uniform": [0.5, 1.5]}}, "the value 0.5 does not fit"),
+        ({"optim__lr": {"uniform": [-1, 1]}}, "the value -1.0 does not fit"),
+        ({"task__image__size": {"choice": [[96, 177]]}}, "multiples of 16"),
+    ],
+)
+def test_values_are_checked_against_the_experiment(space, message):
+    with pytest.raises(UserError, match=rf"(?s)sweep\.space\..*{message}"):
+        check_space(sweep_of(**space), BASE, experiment_from)
+
+
+@pytest.mark.parametrize("fixed", ["optim.lr", "optim"])
+def test_a_searched_key_cannot_be_set_too(fixed):
+    with pytest.raises(UserError, match=r"sweep\.space\.optim\.lr=null"):
+        check_space(sweep_of(optim__lr={"uniform": [0.1, 1]}), BASE, experiment_from, [fixed])
+
+
+def test_overrides_reach_the_space_by_dotted_key():
+    tree = {
+        "name": "x",
+        "sweep": {"num_trials": 3, "space": {"optim.lr": {"uniform": [0, 1]}, "seed": {"choice": [1]}}},
+    }
+    experiment, sweep, fixed = split_overrides(
+        tree,
+        ["sweep.space.optim.lr=null", "sweep.space.seed={choice: [4, 5]}", "sweep.num_trials=7", "optim.lr=1e-3"],
+    )
+    assert experiment == {"name": "x", "optim": {"lr": 1e-3}}
+    assert sweep == {"num_trials": 7, "space": {"seed": {"choice": [4, 5]}}}
+    assert fixed == ["optim.lr"]
+    assert tree["sweep"]["space"].keys() == {"optim.lr", "seed"}  # the input stays as it was
+
+
+def test_a_file_without_a_sweep_is_refused():
+    with pytest.raises(UserError, match="no 'sweep' section"):
+        split_overrides({"name": "x"}, [])
+
+
+def test_lists_survive_the_way_through_the_searchers():
+    space = tune_space(sweep_of(task__image__size={"choice": [[96, 176], [128, 224]]}, seed={"integer": [3, 4]}))
+    drawn = {decode_values({"s": space["task.image.size"].sample()})["s"][0] for _ in range(30)}
+    assert drawn == {96, 128}
+    assert {space["seed"].sample() for _ in range(50)} == {3, 4}  # both ends belong to the range
+
+
+def test_resolved_trial_is_complete_and_differs_in_its_values_only():
+    tree = resolve(BASE, {"optim.lr": 0.5, "task.lidar.enabled": True})
+    assert tree["optim"]["lr"] == 0.5
+    assert tree["task"]["lidar"]["enabled"] is True
+    assert tree["data"] == BASE["data"]
+    assert BASE["optim"]["lr"] != 0.5
+
+
+def test_log_scaled_keys():
+    sweep = sweep_of(a={"loguniform": [1e-4, 1]}, b={"uniform": [0, 1]}, c={"loginteger": [1, 8]})
+    assert log_scaled(sweep) == ("a", "c")
+    assert math.isclose(min(tune_space(sweep)["a"].sample() for _ in range(500)), 1e-4, rel_tol=1.0)
