@@ -25,32 +25,39 @@ def fill_quads(corners: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray,
     """
     corners = np.asarray(corners, np.int64)
     num_rows, num_columns = shape
-    top = np.clip(corners[:, :, 1].min(1), 0, num_rows)  # (N,)
-    bottom = np.clip(corners[:, :, 1].max(1), -1, num_rows - 1)
-    tallest = max(int((bottom - top).max(initial=-1)) + 1, 0)
-    rows = top[:, None] + np.arange(tallest)  # (N, R)
-    first, last = _row_spans(corners, rows, shape)
+    low, high = corners.min(1), corners.max(1)  # (N, 2)
+    touching = np.flatnonzero(((high >= 0) & (low < (num_columns, num_rows))).all(1))
+    if not len(touching):
+        return touching, touching
+    top = np.maximum(low[touching, 1], 0)  # (T,)
+    bottom = np.minimum(high[touching, 1], num_rows - 1)
+    rows = top[:, None] + np.arange((bottom - top).max() + 1)  # (T, R)
+    first, last = _row_spans(corners[touching], rows, shape)
     first = np.maximum(first, 0)
     last = np.minimum(last, num_columns - 1)
 
-    length = np.where(rows <= bottom[:, None], last - first + 1, 0).clip(0).ravel()  # (N * R,)
+    length = np.where(rows <= bottom[:, None], last - first + 1, 0).clip(0).ravel()  # (T * R,)
     start = (rows * num_columns + first).ravel()
     position = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
     cell = np.repeat(start, length) + position
-    polygon = np.repeat(np.repeat(np.arange(len(corners)), tallest), length)
+    polygon = np.repeat(np.repeat(touching, rows.shape[1]), length)
     return polygon, cell
 
 
 def _row_spans(corners: np.ndarray, rows: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """First and last column of each polygon (N, 4, 2) in each of its ``rows`` (N, R); first > last: none."""
-    begin, end = corners, np.roll(corners, -1, axis=1)  # (N, 4, 2) edges
-    inside_first, inside_last = _inside_spans(begin, end, rows)
-    clipped = ((corners < 0) | (corners >= np.asarray(shape)[::-1])).any()
+    begin, end = corners, corners[:, [1, 2, 3, 0]]  # (N, 4, 2) edges
     drawn = np.ones(begin.shape[:2], bool)
-    if clipped:
-        begin, end, drawn = _clip_edges(begin, end, shape)
-    edge_first, edge_last = _edge_spans(begin, end, rows, drawn)
-    return np.minimum(inside_first, edge_first), np.maximum(inside_last, edge_last)
+    cut = np.flatnonzero(((corners < 0) | (corners >= (shape[1], shape[0]))).any((1, 2)))
+    if not len(cut):
+        return _edge_spans(begin, end, rows, drawn)  # what is inside lies between the edges
+    inside_first, inside_last = _inside_spans(begin[cut], end[cut], rows[cut])
+    begin, end = begin.copy(), end.copy()
+    begin[cut], end[cut], drawn[cut] = _clip_edges(begin[cut], end[cut], shape)
+    first, last = _edge_spans(begin, end, rows, drawn)
+    first[cut] = np.minimum(first[cut], inside_first)
+    last[cut] = np.maximum(last[cut], inside_last)
+    return first, last
 
 
 def _inside_spans(begin: np.ndarray, end: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
