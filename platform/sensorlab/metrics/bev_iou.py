@@ -1,8 +1,9 @@
 """Intersection over union of a bird's-eye-view mask, with the protocol of the number.
 
-Outputs hold ``seg`` (B, 1, Z, X) logits; batches hold ``seg`` (B, 1, Z, X) 0/1 and ``valid`` (B, 1, Z, X) 0/1 (cells
-that count). Foreground is ``sigmoid(logit) > threshold`` in float32: at 0.5 that is the original's ``round(sigmoid)``,
-which rounds 0.5 itself to background. All counts are whole numbers in float64, so partial sums merge exactly.
+Outputs hold ``seg`` (B, 1, Z, X) logits; batches hold ``seg`` (B, 1, Z, X) 0/1, ``valid`` (B, 1, Z, X) 0/1 (cells that
+count) and, if they come from the stream, ``is_filler`` (B,) bool. Foreground is ``sigmoid(logit) > threshold`` in
+float32: at 0.5 that is the original's ``round(sigmoid)``, which rounds 0.5 itself to background. All counts are whole
+numbers in float64, so partial sums merge exactly.
 """
 
 from __future__ import annotations
@@ -45,10 +46,22 @@ def foreground(logits: Tensor, threshold: float = 0.5) -> Tensor:
     return torch.sigmoid(logits.float()) > threshold
 
 
+def real_samples(batch: Mapping[str, Any]) -> Tensor:
+    """Bool (B,): which samples of the batch are no fillers."""
+    if "is_filler" in batch:
+        return ~batch["is_filler"]
+    return torch.ones(len(batch["seg"]), dtype=torch.bool, device=batch["seg"].device)
+
+
+def counted_cells(batch: Mapping[str, Any]) -> Tensor:
+    """Bool (B, 1, Z, X): the valid cells of samples that are no fillers."""
+    return batch["valid"].bool() & real_samples(batch)[:, None, None, None]
+
+
 def intersection_union(predicted: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Bool masks (B, 1, Z, X) of the cells in the intersection and in the union, among the valid ones."""
-    truth, valid = batch["seg"].bool(), batch["valid"].bool()
-    return predicted & truth & valid, (predicted | truth) & valid
+    """Bool masks (B, 1, Z, X) of the cells in the intersection and in the union, among those that count."""
+    truth, counted = batch["seg"].bool(), counted_cells(batch)
+    return predicted & truth & counted, (predicted | truth) & counted
 
 
 class GlobalIoU(SumMetric):
@@ -85,7 +98,7 @@ class SampleMeanIoU(SumMetric):
         inside, union = intersection_union(foreground(outputs["seg"], self.threshold), batch)
         iou = inside.flatten(1).sum(1) / (union.flatten(1).sum(1) + 1e-4)
         self.sums["iou"] += iou.double().sum().cpu()
-        self.sums["samples"] += len(iou)
+        self.sums["samples"] += real_samples(batch).sum().cpu()
 
     def compute(self) -> dict[str, float]:
         return {self.name: float(self.sums["iou"] / self.sums["samples"])}
@@ -141,9 +154,9 @@ class CellCounts(SumMetric):
         self.protocol = protocol
 
     def update(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
-        valid = batch["valid"].bool()
-        self.sums["positive"] += (batch["seg"].bool() & valid).sum((0, 1)).cpu()
-        self.sums["valid"] += valid.sum((0, 1)).cpu()
+        counted = counted_cells(batch)
+        self.sums["positive"] += (batch["seg"].bool() & counted).sum((0, 1)).cpu()
+        self.sums["valid"] += counted.sum((0, 1)).cpu()
 
     def compute(self) -> dict[str, float]:
         return {"foreground_fraction": float(self.sums["positive"].sum() / self.sums["valid"].sum())}

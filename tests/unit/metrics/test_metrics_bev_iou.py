@@ -56,6 +56,16 @@ def test_any_partition_of_the_samples_gives_the_same_number(which: int, parts: l
     assert all(math.isnan(value) for value in whole.compute().values())
 
 
+def test_fillers_do_not_count() -> None:
+    outputs, batch = _random(4)
+    counts, expected_counts = CellCounts(BEVIoUProtocol(), (8, 8)), CellCounts(BEVIoUProtocol(), (8, 8))
+    for metric, expected in zip([*_metrics(), counts], [*_metrics(), expected_counts], strict=True):
+        metric.update(outputs, batch | {"is_filler": torch.tensor([False, True, False, True])})
+        expected.update({"seg": outputs["seg"][[0, 2]]}, {name: value[[0, 2]] for name, value in batch.items()})
+        assert metric.compute() == pytest.approx(expected.compute(), rel=1e-12)
+        assert all(torch.equal(metric.sums[name], value) for name, value in expected.sums.items())
+
+
 def test_invalid_cells_do_not_count() -> None:
     outputs, batch = _random(3)
     hidden = batch["valid"] == 0

@@ -15,12 +15,13 @@ from sensorlab.tasks.bev_segmentation.panels import LIDAR, NOT_COUNTED, RADAR, T
 FULL = {"radar": {"input": "occupancy"}, "lidar": {"enabled": True}}
 
 
-def _panels(tree: dict, boxes=BOXES, index: bool = True) -> list[tuple[str, np.ndarray]]:  # type: ignore[no-untyped-def, type-arg]
+def _panels(tree: dict, boxes=BOXES, index: bool = True, filler: bool = False) -> list[tuple[str, np.ndarray]]:  # type: ignore[no-untyped-def, type-arg]
     task = small_task(tree)
     items = [task.transform(make_sample(f"s{i}", boxes), SampleRandom(0, 0, "s"), False) for i in range(2)]
     batch = {name: torch.from_numpy(value) for name, value in task.collate(items).items()}
     if index:
         batch["index"] = torch.tensor([11, 12])
+    batch["is_filler"] = torch.tensor([False, filler])
     return task.panels({"seg": batch["seg"].float() * 12 - 6}, batch)
 
 
@@ -39,6 +40,10 @@ def test_one_picture_per_sample_with_everything_on_it() -> None:
     plain = _panels({}, box_list())[0]
     assert plain[0] == "sample 11, IoU nan"
     assert not any(_has(plain[1], color) for color in (RADAR, LIDAR, TRUTH, NOT_COUNTED))
+
+
+def test_fillers_are_not_drawn() -> None:
+    assert [title for title, _ in _panels({}, filler=True)] == ["sample 11, IoU 1.000"]
 
 
 def test_one_camera_and_no_index() -> None:

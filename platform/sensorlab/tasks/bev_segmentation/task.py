@@ -16,6 +16,7 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from sensorlab.data.random_streams import SampleRandom
@@ -28,6 +29,7 @@ from sensorlab.metrics.bev_iou import (
     GlobalIoU,
     SampleMeanIoU,
     cell_distances,
+    real_samples,
 )
 from sensorlab.models.simple_bev import SimpleBEV
 from sensorlab.models.weights import load_weights
@@ -183,7 +185,7 @@ class BEVSegmentation(BaseTask):
 
     def panels(self, outputs: Outputs, batch: Batch) -> list[tuple[str, np.ndarray]]:
         pictures = []
-        for i in range(len(batch["images"])):
+        for i in torch.nonzero(real_samples(batch))[:, 0].tolist():
             arrays = {name: value[i].detach().cpu().numpy() for name, value in batch.items()}
             logits = outputs["seg"][i, 0].detach().float().cpu().numpy()
             pictures.append(draw_panel(arrays, logits, self.grid, self.config.metrics.threshold))
