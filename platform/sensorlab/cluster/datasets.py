@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sensorlab.config import digest
 from sensorlab.data.dataset import MANIFEST, PreparedDataset
@@ -64,7 +65,7 @@ def _write_world(prepare: PrepareConfig, root: Path, report: Callable[[str], Non
     """The embedded world of these arguments; written once, then found again."""
     from sensorlab.data.synthetic.writer import write_world
 
-    arguments = {
+    arguments: dict[str, Any] = {
         "scenes": prepare.scenes,
         "keyframes": prepare.keyframes,
         "seed": prepare.seed,

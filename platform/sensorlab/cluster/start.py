@@ -2,7 +2,8 @@
 
 The same script runs in three places:
 
-* on a laptop: nothing is running, a private local cluster is started (token authentication, loopback only);
+* on a laptop: nothing is running, a private local cluster is started. Ray 2.60 turns token authentication on for it,
+  unless ``RAY_AUTH_MODE`` says otherwise, and the dashboard listens on the loopback interface only;
 * with ``RAY_ADDRESS`` set: it attaches to that cluster and ships the package to its workers;
 * as the entrypoint of ``ray job submit --working-dir .``: the same, the job sets ``RAY_ADDRESS`` itself.
 """
@@ -152,8 +153,6 @@ def connect(
         os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS")
     local = not address
-    if local:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
     import ray
 
@@ -180,7 +179,7 @@ def connect(
         if num_gpus is not None:
             options["num_gpus"] = num_gpus
     try:
-        with _quiet_unless_failing():
+        with _quiet_unless_failing(address):
             context = ray.init(**options)
     except Exception as error:
         message = _explain(error, address)
@@ -210,6 +209,8 @@ def _free_port() -> int:
 
 def _explain(error: BaseException, address: str | None) -> str | None:
     """One clear message for the mistakes that users make when they attach; ``None`` for anything else."""
+    if address is None:
+        return None
     texts = []
     cause: BaseException | None = error
     while cause is not None:
@@ -233,7 +234,7 @@ def _explain(error: BaseException, address: str | None) -> str | None:
 
 
 @contextmanager
-def _quiet_unless_failing() -> Iterator[None]:
+def _quiet_unless_failing(address: str | None) -> Iterator[None]:
     """Hold back what Ray's native code writes to stderr; print it only if something unexpected happens."""
     try:
         descriptor = sys.__stderr__.fileno() if sys.__stderr__ else 2
@@ -246,7 +247,7 @@ def _quiet_unless_failing() -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if _explain(error, None) is None:
+            if _explain(error, address) is None:
                 held.seek(0)
                 os.write(saved, held.read())
             raise

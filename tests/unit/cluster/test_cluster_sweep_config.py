@@ -73,7 +73,7 @@ def test_a_valid_space_passes():
         ({"optim__rl": {"uniform": [0, 1]}}, "optim.rl.*did you mean 'lr'"),
         ({"task__model__encoder": {"choice": ["res18", "res19"]}}, "the value 'res19' does not fit"),
         ({"seed": {"uniform": [0.5, 1.5]}}, "the value 0.5 does not fit"),
-        ({"optim__lr": {"uniform": [-1, 1]}}, "the value -1.0 does not fit"),
+        ({"data__global_batch": {"integer": [0, 4]}}, "the value 0 does not fit"),
         ({"task__image__size": {"choice": [[96, 177]]}}, "multiples of 16"),
     ],
 )

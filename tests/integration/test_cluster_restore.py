@@ -1,0 +1,109 @@
+"""A sweep outlives its driver, its workers, and a second Ray cluster on the same machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sensorlab.runs.client import open_client
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+HERE = Path(__file__).resolve().parent
+TOYS = HERE.parent / "unit" / "cluster"
+
+
+def start(root: Path, mode: str, **options) -> subprocess.Popen:
+    command = [sys.executable, str(HERE / "toy_sweep_main.py"), str(root), "s", mode, json.dumps(options)]
+    environment = {**os.environ, "PYTHONPATH": str(TOYS)}
+    with (root / f"{mode}.log").open("w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+
+
+def trials(root: Path) -> list[dict]:
+    try:
+        return json.loads((root / "sweeps" / "s" / "ledger.json").read_text())["trials"]
+    except (OSError, ValueError):
+        return []
+
+
+def wait_until(condition, process: subprocess.Popen, log: Path, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def statuses(root: Path) -> list[str]:
+    client = open_client(f"sqlite:///{root}/mlruns.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return sorted(run.info.status for run in client.search_runs(experiments))
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 15), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize("algorithm", ["random", "optuna"])
+def test_an_ended_driver_goes_on_where_it_was(tmp_path, sent, code, algorithm):
+    if algorithm == "optuna" and sent == signal.SIGTERM:
+        pytest.skip("the same path as SIGINT")
+    options = {"algorithm": algorithm, "program": {"epoch_s": 0.5}}
+    process = start(tmp_path, "new", **options)
+    wait_until(lambda: len(trials(tmp_path)) >= 2 and trials(tmp_path)[1]["epoch"] >= 1, process, tmp_path / "new.log")
+    process.send_signal(sent)
+    assert process.wait(timeout=60) == code
+    before = trials(tmp_path)
+    log = (tmp_path / "new.log").read_text()
+    if sent != signal.SIGKILL:
+        assert "Continue with: python experiments/tune_bev.py --resume s" in log
+        assert "RUNNING" not in statuses(tmp_path)
+
+    resumed = start(tmp_path, "resume", **options)
+    assert resumed.wait(timeout=300) == 0, (tmp_path / "resume.log").read_text()[-3000:]
+    after = trials(tmp_path)
+    assert len(after) == 4
+    assert {trial["state"] for trial in after} <= {"done", "stopped"}
+    assert after[0]["trial_id"] == before[0]["trial_id"]
+    first, second = (Path(trial["run_dir"]) / "attempts.txt" for trial in after[:2])
+    assert first.read_text().split() == ["0"], "a finished trial was repeated"
+    begins = [int(line) for line in second.read_text().split()]
+    assert begins[0] == 0
+    assert len(begins) == 2
+    assert begins[1] >= 1, "the interrupted trial started from nothing"
+    assert "RUNNING" not in statuses(tmp_path)
+    assert len(statuses(tmp_path)) == 5, "the resumed sweep made new runs"
+
+
+def test_worker_groups_stopped_and_killed_beside_another_cluster(tmp_path):
+    # The other cluster is what makes Ray's own cleaning-up fail when it is not told where it belongs.
+    other = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import ray, time; ray.init(num_cpus=1, address='local'); print('up', flush=True); time.sleep(900)",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline().strip() == "up"
+        process = start(tmp_path, "new", workers=2, program={"epoch_s": 0.3, "kill_at_epoch": 3})
+        assert process.wait(timeout=800) == 0, (tmp_path / "new.log").read_text()[-3000:]
+    finally:
+        other.terminate()
+        other.wait(timeout=30)
+    states = [trial["state"] for trial in trials(tmp_path)]
+    assert sorted(set(states)) == ["done", "stopped"]
+    for trial in trials(tmp_path):
+        assert trial["verified"]
+        attempts = (Path(trial["run_dir"]) / "attempts.txt").read_text().split()
+        assert attempts == (["0", "3"] if trial["state"] == "done" else ["0"])
+    assert "RUNNING" not in statuses(tmp_path)

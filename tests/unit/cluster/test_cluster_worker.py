@@ -1,0 +1,98 @@
+"""The train function without Ray: reports, files, and what counts as the user's mistake."""
+
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+from toy_program import ToyProgram
+
+from sensorlab.cluster.files import PROGRESS, REPORT, RESULT, read_json
+from sensorlab.cluster.worker import Reporter, RunSpec, keep_report, train_worker, user_error_in
+from sensorlab.config import as_dict, digest
+from sensorlab.errors import UserError
+from sensorlab.experiment import experiment_from
+
+
+@pytest.fixture
+def spec(tmp_path):
+    tree = {
+        "name": "toy",
+        "task": {"name": "bev_segmentation"},
+        "data": {"path": "d"},
+        "train": {"max_epochs": 3},
+        "optim": {"lr": 1e-3},
+    }
+    return RunSpec(as_dict(experiment_from(tree)), str(tmp_path / "run"), "d", ToyProgram())
+
+
+def test_every_evaluated_epoch_is_reported_with_the_digest_of_what_was_trained(spec, tmp_path):
+    reports = []
+    result = train_worker({"spec": spec, "send": reports.append})
+    assert [r["epoch"] for r in reports] == [1, 2, 3]
+    assert {r["config_digest"] for r in reports} == {digest(experiment_from(spec.experiment))}
+    assert reports[-1]["objective"] == reports[-1]["metrics"]["val/iou"]
+    assert result["epochs"] == 3
+    assert read_json(tmp_path / "run" / REPORT)["epoch"] == 3
+    assert read_json(tmp_path / "run" / RESULT)["epochs"] == 3
+    assert read_json(tmp_path / "run" / PROGRESS)["epoch"] == 3.0
+
+
+def test_a_program_that_ignores_its_configuration_is_told_by_its_digest(spec):
+    reports = []
+    deceiving = RunSpec(
+        spec.experiment | {"optim": {"lr": 0.5}}, spec.run_dir, "d", ToyProgram(ignore_configuration=True)
+    )
+    train_worker({"spec": deceiving, "send": reports.append})
+    assert reports[0]["config_digest"] != digest(experiment_from(deceiving.experiment))
+
+
+def test_a_stop_inside_of_a_report_unwinds_the_training(spec, tmp_path):
+    def stop(report):
+        if report["epoch"] == 2:
+            raise SystemExit(0)
+
+    with pytest.raises(SystemExit):
+        train_worker({"spec": spec, "send": stop})
+    assert (tmp_path / "run" / "ended-SystemExit").exists()
+    assert not (tmp_path / "run" / RESULT).exists()
+    assert read_json(tmp_path / "run" / REPORT)["epoch"] == 2
+
+
+def test_epochs_without_evaluation_are_not_reported(spec):
+    sent = []
+    reporter = Reporter(spec, "val/iou", "max", sent.append)
+    training = SimpleNamespace(
+        config=experiment_from(spec.experiment),
+        cursor=SimpleNamespace(epoch=1, step=5),
+        workers=SimpleNamespace(is_main=False),
+        store=SimpleNamespace(best=lambda: None),
+    )
+    reporter.on_metrics(training, {"train/loss": 1.0}, 5)
+    reporter.on_epoch_end(training, {"train/loss": 1.0})
+    assert sent == []
+    reporter.on_metrics(training, {"val/iou": math.nan}, 6)
+    reporter.on_epoch_end(training, {"train/loss": 1.0, "val/iou": math.nan})
+    assert sent[0]["objective"] == -math.inf  # schedulers compare numbers
+    assert "val/iou" not in sent[0]["metrics"]
+
+
+@dataclass
+class WrappedError(Exception):
+    worker_failures: dict
+
+
+def test_the_users_mistake_is_found_inside_of_rays_exceptions():
+    inner = UserError("shard 3 is damaged")
+    chained = RuntimeError("outer")
+    chained.__cause__ = inner
+    assert user_error_in(WrappedError({0: chained})) == "shard 3 is damaged"
+    assert user_error_in(FloatingPointError("loss is nan")) == "training diverged: loss is nan"
+    assert user_error_in(RuntimeError("a bug")) is None
+    looping = RuntimeError("loop")
+    looping.__cause__ = looping
+    assert user_error_in(looping) is None
+
+
+def test_keep_report_needs_no_ray(spec):
+    assert train_worker({"spec": spec, "send": keep_report})["steps"] == 30
