@@ -65,8 +65,8 @@ def test_intrinsics_follow_the_pixels(
     # Mean errors in source pixels. Ignoring the width of pixels would be off by 0.5 to 2 of them.
     error_u = ((got[..., 0] - 40) / 170 * width - source_u)[inside].mean()
     error_v = ((got[..., 1] - 40) / 170 * height - source_v)[inside].mean()
-    assert abs(error_u) < 0.2
-    assert abs(error_v) < 0.2
+    assert abs(error_u) < 0.35
+    assert abs(error_v) < 0.35
 
 
 def test_original_intrinsics_differ_by_the_half_pixel() -> None:
