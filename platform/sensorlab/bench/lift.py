@@ -1,10 +1,12 @@
 """Voxel lifting, forward and backward: the sparse plan against the dense sampling formulation.
 
-Both sides run on the same inputs in one call, each in a fresh process, so that its peak memory is its own: the highest
-resident memory (on CUDA: allocated memory) above what the process held with its inputs in place. The C library is told
-to return freed arrays at once, so resident memory means live arrays. The sparse side pays for building its plan and
-the transpose in every repetition, as training with a new crop per sample does. Wall time is the measure; CPU time
-stands beside it because other processes disturb it less.
+Both sides run on the same inputs in one call. The sparse side pays for building its plan and the transpose in every
+repetition, as training with a new crop per sample does. Wall time is the measure; CPU time stands beside it because
+other processes disturb it less.
+
+Peak memory is measured apart, each side in a fresh process: the highest resident memory (on CUDA: allocated memory)
+above what the process held with its inputs in place. In these processes the C library returns freed arrays at once, so
+that resident memory means live arrays; that costs time, which is why time is measured in processes without it.
 
 The gradient that arrives from above has the memory format of the side's own volume, as it has when the consumer keeps
 the format; ``--contiguous-gradient`` makes the sparse side convert it first.
@@ -64,15 +66,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     parameters = {key: getattr(args, key) for key in vars(own.parse_args([])) if key != "small"}
     if args.small:
         parameters.update(SMALL)
-    dense = _in_fresh_process("dense", parameters)
-    sparse = _in_fresh_process("sparse", parameters)
+    dense, sparse = (_in_fresh_process("time", side, parameters) for side in ("dense", "sparse"))
+    dense.update(_in_fresh_process("memory", "dense", parameters))
+    sparse.update(_in_fresh_process("memory", "sparse", parameters))
+    hardware = sparse.pop("hardware")
     difference = dense.pop("difference")
     return {
         "bench": NAME,
         "parameters": parameters,
-        "hardware": dense.pop("hardware"),
+        "hardware": hardware,
         "dense": dense,
-        "sparse": {key: value for key, value in sparse.items() if key != "hardware"},
+        "sparse": sparse,
         "times_faster": dense["seconds"] / sparse["seconds"],
         "times_less_cpu": dense["cpu_seconds"] / sparse["cpu_seconds"],
         "memory_fraction": sparse["peak_mb"] / dense["peak_mb"],
@@ -160,21 +164,10 @@ def example_rig(batch: int, cameras: int) -> tuple[Tensor, Tensor]:
     return intrinsics, poses
 
 
-def measure(side: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """One side in this process: median seconds of forward + backward, peak memory of the first full repetition.
-
-    A repetition on a tiny grid goes before: code pages, thread pools and caches of the libraries are not what is
-    measured here.
-    """
-    if parameters["threads"]:
-        torch.set_num_threads(parameters["threads"])
-    device = torch.device(parameters["device"])
-    _repetition(side, _problem({**parameters, "cells": [8, 2, 8]}, device))
-    problem = _problem(parameters, device)
-
-    with PeakMemory(device) as memory:
-        result = _repetition(side, problem)
-        _synchronize(device)
+def measure_time(side: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of forward + backward of one side in this process; the dense side also compares the two."""
+    device, problem = _prepared(side, parameters)
+    result = _repetition(side, problem)
     wall, cpu = [], []
     for _ in range(parameters["repeats"] if side == "sparse" else 2):
         begin, cpu_begin = time.perf_counter(), time.process_time()
@@ -186,13 +179,29 @@ def measure(side: str, parameters: dict[str, Any]) -> dict[str, Any]:
         "seconds": statistics.median(wall),
         "cpu_seconds": statistics.median(cpu),
         "all_seconds": wall,
-        "peak_mb": memory.peak_bytes / 2**20,
-        "memory_measure": memory.measure,
     }
-    report["hardware"] = _hardware(device)
     if side == "dense":
         report["difference"] = _difference(result, _repetition("sparse", problem))
+    else:
+        report["hardware"] = _hardware(device)
     return report
+
+
+def measure_memory(side: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Peak memory in MiB of one repetition of one side in this process."""
+    device, problem = _prepared(side, parameters)
+    with PeakMemory(device) as memory:
+        _repetition(side, problem)
+    return {"peak_mb": memory.peak_bytes / 2**20, "memory_measure": memory.measure}
+
+
+def _prepared(side: str, parameters: dict[str, Any]) -> tuple[torch.device, _Problem]:
+    """Inputs in place, and a repetition on a tiny grid done: loading code and starting threads is not measured."""
+    if parameters["threads"]:
+        torch.set_num_threads(parameters["threads"])
+    device = torch.device(parameters["device"])
+    _repetition(side, _problem({**parameters, "cells": [8, 2, 8]}, device))
+    return device, _problem(parameters, device)
 
 
 def _difference(dense: tuple[Tensor, Tensor], sparse: tuple[Tensor, Tensor]) -> dict[str, float]:
@@ -247,10 +256,12 @@ def _repetition(side: str, problem: _Problem) -> tuple[Tensor, Tensor]:
     return volume.detach(), grad
 
 
-def _in_fresh_process(side: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "sensorlab.bench.lift", side, json.dumps(parameters)]
-    # glibc otherwise keeps freed arrays of up to 32 MB for reuse; 1 MiB here means that they are unmapped.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+def _in_fresh_process(quantity: str, side: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "sensorlab.bench.lift", quantity, side, json.dumps(parameters)]
+    environment = dict(os.environ)
+    if quantity == "memory":
+        # glibc otherwise keeps freed arrays of up to 32 MB for reuse; 1 MiB here means that they are unmapped.
+        environment["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
     finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if finished.returncode != 0:
         raise RuntimeError(f"the {side} side failed with code {finished.returncode}:\n{finished.stderr[-2000:]}")
@@ -269,4 +280,5 @@ def _hardware(device: torch.device) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], json.loads(sys.argv[2]))))
+    measure = {"time": measure_time, "memory": measure_memory}[sys.argv[1]]
+    print(json.dumps(measure(sys.argv[2], json.loads(sys.argv[3]))))

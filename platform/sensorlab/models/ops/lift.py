@@ -76,13 +76,14 @@ class _VisibleMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pixels: Tensor, plan: BatchPlan) -> Tensor:
         if ctx.needs_input_grad[0]:
-            ctx.plan, ctx.transposed = plan, plan.voxels_by_cell  # before the volume: sorting needs room of its own
+            # Before the volume exists, since sorting needs room of its own; and without holding on to the plan.
+            ctx.transposed = plan.voxels_by_cell
         return _as_volume(_weighted_sum(pixels, plan.voxels), plan)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _visible_gradient(grad, ctx.transposed, ctx.plan), None
+        return _visible_gradient(grad, ctx.transposed), None
 
 
 class _NonzeroMean(torch.autograd.Function):
@@ -97,7 +98,7 @@ class _NonzeroMean(torch.autograd.Function):
     def forward(ctx: Any, pixels: Tensor, plan: BatchPlan) -> Tensor:
         shared = plan.shared
         if ctx.needs_input_grad[0]:
-            ctx.plan, ctx.transposed = plan, plan.voxels_by_cell
+            ctx.transposed = plan.voxels_by_cell
         present = _weighted_sum(pixels, shared.samples) != 0
         voxels = _weighted_sum(pixels, plan.voxels)
         any_absent = not bool(present.all())
@@ -107,6 +108,7 @@ class _NonzeroMean(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             seen = int((plan.voxel_start.diff() > 0).sum()) * pixels.shape[1]
             if any_absent or int(voxels.count_nonzero()) < seen:
+                ctx.plan = plan
                 ctx.save_for_backward(voxels != 0, present)
         return _as_volume(voxels, plan)
 
@@ -114,7 +116,7 @@ class _NonzeroMean(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         if not ctx.saved_tensors:
-            return _visible_gradient(grad, ctx.transposed, ctx.plan), None
+            return _visible_gradient(grad, ctx.transposed), None
         nonzero, present = ctx.saved_tensors
         transposed, shared = ctx.plan.sources_by_cell, ctx.plan.shared
         flat, grads = _voxel_view(grad), []
@@ -126,17 +128,17 @@ class _NonzeroMean(torch.autograd.Function):
             scale = _nonzero_scale(present[:, c], shared, grad.dtype)
             torch.mul((by_voxel[shared.voxel] * scale)[shared.group], present[:, c], out=by_pair)
             by_voxel *= nonzero[:, c]
-            grads.append(_transposed_sum(by_source, transposed, ctx.plan))
+            grads.append(_transposed_sum(by_source, transposed))
         return torch.cat(grads, 1), None
 
 
-def _visible_gradient(grad: Tensor, transposed: CellRows, plan: BatchPlan) -> Tensor:
+def _visible_gradient(grad: Tensor, transposed: CellRows) -> Tensor:
     """Gradient of the feature pixels (n, C) from that of the volumes; a few channels at a time if it needs a copy."""
     flat = _voxel_view(grad)
     if flat.is_contiguous():
-        return _transposed_sum(flat.flatten(0, 3), transposed, plan)
-    parts = (flat[..., c].reshape(-1, c.stop - c.start) for c in _slices(grad.shape[1]))
-    return torch.cat([_transposed_sum(part, transposed, plan) for part in parts], 1)
+        return _transposed_sum(flat.flatten(0, 3), transposed)
+    grads = [_transposed_sum(flat[..., c].reshape(-1, c.stop - c.start), transposed) for c in _slices(grad.shape[1])]
+    return torch.cat(grads, 1)
 
 
 def _nonzero_scale(present: Tensor, shared: SharedVoxels, dtype: torch.dtype) -> Tensor:
@@ -157,11 +159,12 @@ def _weighted_sum(rows: Tensor, matrix: SparseRows) -> Tensor:
     )
 
 
-def _transposed_sum(rows: Tensor, transposed: CellRows, plan: BatchPlan) -> Tensor:
+def _transposed_sum(rows: Tensor, transposed: CellRows) -> Tensor:
     """Feature pixels (B * S * Hf * Wf, C) from rows (n, C): sums per cell and tap, each added to the tap's pixel."""
-    height, width = plan.plans[0].feature_size
-    # One more pixel around the map receives the taps beyond the border, whose weights are zero.
-    padded = rows.new_zeros((len(plan.plans) * plan.plans[0].num_cameras, height + 2, width + 2, rows.shape[1]))
+    height, width = transposed.feature_size
+    maps = (len(transposed.start) - 1) // ((height + 1) * (width + 1))
+    # One more pixel around every map receives the taps beyond its border, whose weights are zero.
+    padded = rows.new_zeros((maps, height + 2, width + 2, rows.shape[1]))
     for tap, weight in enumerate(transposed.weights):
         down, right = divmod(tap, 2)
         sums = _weighted_sum(rows, SparseRows(transposed.start, transposed.index, weight))

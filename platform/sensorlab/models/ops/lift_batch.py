@@ -62,6 +62,7 @@ class BatchPlan:
             _joined_starts([part.start for part in parts]),
             _shifted([part.index for part in parts], [plan.num_pairs for plan in self.plans]),
             parts[0].weights if len(parts) == 1 else torch.cat([part.weights for part in parts], 1),
+            parts[0].feature_size,
         )
 
     @cached_property

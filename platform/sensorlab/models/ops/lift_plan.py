@@ -55,6 +55,7 @@ class CellRows:
     start: Tensor  # (cells + 1,) int32
     index: Tensor  # (P,) int32, what samples there: voxels or other rows
     weights: Tensor  # (4, P) float32, by tap in the order of BilinearTaps
+    feature_size: tuple[int, int]  # (Hf, Wf)
 
 
 _TENSORS = ("taps", "weights", "cell", "pair_voxel", "voxel_start")
@@ -110,7 +111,7 @@ class LiftPlan:
         """
         cell, order = torch.sort(self.cell, stable=True)
         weights = self.weights.index_select(0, order).t().contiguous()
-        return CellRows(row_starts(cell, self.num_cells), order.int(), weights)
+        return CellRows(row_starts(cell, self.num_cells), order.int(), weights, self.feature_size)
 
     def visibility(self) -> Tensor:
         """(S, Z, Y, X) bool: which camera sees which voxel (for ``mean="nonzero"``: with a sample that can count)."""
