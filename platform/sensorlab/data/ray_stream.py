@@ -26,7 +26,7 @@ from sensorlab.data.ordered import OrderedPrefetcher
 from sensorlab.data.payload import Payload, decode_payload, unpack_arrays, unpack_table
 from sensorlab.data.plan import WorkerBatch
 from sensorlab.data.ray_tasks import MakeBlocks
-from sensorlab.data.stream import Made, PrefetchedStream, StreamConfig, StreamSpec
+from sensorlab.data.stream import Made, PrefetchedStream, StreamSpec
 from sensorlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -118,11 +118,6 @@ def _plan_chunks(spec: StreamSpec, world_size: int, start: tuple[int, int], end_
     )
     size = spec.config.batches_per_task
     return [table.slice(first, size) for first in range(0, table.num_rows, size)]
-
-
-def reserved_cpus(config: StreamConfig) -> float:
-    """Logical CPUs that the tasks of one stream occupy, for the check that everything fits before the start."""
-    return config.tasks * config.task_cpus
 
 
 class RayStream(PrefetchedStream):

@@ -52,7 +52,8 @@ class StreamConfig(StrictModel):
     max_corrupt_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the split's samples that may be corrupt before the run stops; 0 stops at the first."""
     tasks: int = Field(default=2, ge=1)
-    """Ray Data tasks that read (and transform) at the same time, for all workers together."""
+    """Ray Data tasks that read (and transform) at the same time, for all workers together. With transforms in tasks, a
+    few more than the CPUs they may use hide the cost of handing blocks over."""
     task_cpus: float = Field(default=0.0, ge=0.0)
     """Logical CPUs that each of these tasks reserves. 0 always fits beside the training workers, so nothing can wait
     for ever on a small machine; set 1 where CPU nodes do the transforms."""
