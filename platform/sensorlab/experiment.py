@@ -51,6 +51,16 @@ class DataConfig(StrictModel):
     max_corrupt_fraction: float = Field(default=0.0, ge=0.0, le=1.0)  # share of samples that may be skipped
 
 
+class InitConfig(StrictModel):
+    """Weights to start from: a foreign checkpoint, or an earlier run's. Patterns are regular expressions."""
+
+    path: str  # .safetensors, or a PyTorch checkpoint of tensors only
+    include: tuple[str, ...] = ()  # empty: every name
+    exclude: tuple[str, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) on the names of the file
+    on_shape_mismatch: Literal["error", "skip"] = "error"
+
+
 class TrainConfig(StrictModel):
     """Budget and arithmetic of the training loop."""
 
@@ -65,7 +75,7 @@ class TrainConfig(StrictModel):
     nonfinite: Literal["stop", "skip"] = "stop"
     nonfinite_budget: int = Field(default=10, ge=0)  # skipped steps allowed with nonfinite: skip
     log_every_steps: int = Field(default=10, ge=1)
-    init_from: str | None = None  # weights to start from (.safetensors, .pth); not a resume
+    init: InitConfig | None = None  # starts a new run from weights; a resumed run has its own
 
     @model_validator(mode="after")
     def _one_budget(self) -> TrainConfig:
@@ -179,7 +189,7 @@ RESUME_MAY_CHANGE = (
     "data.threads",
     "data.prefetch",
     "train.log_every_steps",
-    "train.init_from",
+    "train.init",
     "eval.panels",
     "checkpoint",
     "tracking",

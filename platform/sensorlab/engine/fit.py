@@ -89,6 +89,10 @@ def fit(
 
 
 def _start(training: Training, resume: bool) -> None:
+    try:
+        training.run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write the run directory {training.run_dir}: {error.strerror}") from error
     # The main worker chooses, so that all restore the same checkpoint even while one is being refused.
     found = training.store.latest() if training.workers.is_main else None
     latest = training.workers.gather(found)[0]
@@ -96,6 +100,8 @@ def _start(training: Training, resume: bool) -> None:
         if not resume:
             raise UserError(f"{training.run_dir} holds a run already; resume it or choose another directory")
         training.restore(latest)
+    elif training.config.train.init is not None:
+        training.load_initial_weights(training.config.train.init)
     for callback in training.callbacks:
         callback.on_fit_start(training)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,11 @@ from sensorlab.engine.meters import IntervalMeter, WallClock
 from sensorlab.engine.optim import build_optimizer
 from sensorlab.engine.workers import WorkerGroup
 from sensorlab.errors import UserError
-from sensorlab.experiment import ExperimentConfig, refuse_changed
+from sensorlab.experiment import ExperimentConfig, InitConfig, refuse_changed
+from sensorlab.models.weights import load_weights
 from sensorlab.tasks.base import BaseTask, Batch, Outputs
+
+logger = logging.getLogger(__name__)
 
 
 class SampleStream(Protocol):
@@ -125,6 +129,22 @@ class Training:
     def evaluated_model(self) -> nn.Module:
         """The model that validation measures and the best checkpoint is chosen by."""
         return self.ema.model if self.ema else self.model
+
+    def load_initial_weights(self, init: InitConfig) -> None:
+        """Start from the weights of a file, and the average with them. Raises ``UserError``, see ``load_weights``."""
+        report = load_weights(
+            self.model,
+            init.path,
+            include=init.include,
+            exclude=init.exclude,
+            rename=init.rename,
+            on_shape_mismatch=init.on_shape_mismatch,
+        )
+        if self.ema:
+            self.ema.model.load_state_dict(self.model.state_dict())
+        if self.workers.is_main:
+            logger.info("%s", report)
+            (self.run_dir / "initial_weights.txt").write_text(f"{report}\n", encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
         """The complete state. Collective: every worker calls it."""

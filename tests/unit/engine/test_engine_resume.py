@@ -14,7 +14,7 @@ from sensorlab.engine.ema import EmaConfig
 from sensorlab.engine.fit import fit
 from sensorlab.engine.optim import OptimConfig
 from sensorlab.errors import UserError
-from sensorlab.experiment import CheckpointConfig, DataConfig, EvalConfig, ExperimentConfig, TrainConfig
+from sensorlab.experiment import CheckpointConfig, DataConfig, EvalConfig, ExperimentConfig, InitConfig, TrainConfig
 from toy import ToyConfig, ToyStream, ToyTask, toy_experiment
 
 STEPS_PER_EPOCH = 3  # 21 samples, batches of 4, two passes a step: the last step of an epoch has one pass
@@ -209,3 +209,16 @@ def test_budget_in_steps_ends_inside_an_epoch(tmp_path):
 def test_unknown_objective_lists_what_is_reported(tmp_path):
     with pytest.raises(UserError, match="val/mse"):
         run(experiment(eval=EvalConfig(metric="val/iou")), tmp_path)
+
+
+def test_a_new_run_can_start_from_the_weights_of_another(straight, tmp_path):
+    run(experiment(), tmp_path / "first")
+    weights = checkpoint.CheckpointStore(tmp_path / "first" / "checkpoints").latest().path / "model.safetensors"
+    init = InitConfig(path=str(weights), exclude=(r"^4\.",))
+    train = TrainConfig(max_epochs=1, log_every_steps=2, init=init)
+    config = experiment(train=train, optim=OptimConfig(lr=0.0))
+    run(config, tmp_path / "second")
+    state, first = final_state(tmp_path / "second")[0], straight[0]
+    assert torch.equal(state["model"]["0.weight"], first["model"]["0.weight"])
+    assert not torch.equal(state["model"]["4.weight"], first["model"]["4.weight"])
+    assert "skipped" in (tmp_path / "second" / "initial_weights.txt").read_text()
