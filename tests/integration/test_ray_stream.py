@@ -233,26 +233,27 @@ def test_a_training_stream_cannot_jump(ray_cluster: None, split: Split) -> None:
     stream.close()
 
 
+def ray_threads() -> list[str]:
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith(("iter_threaded", "ray-stream", "Prefetcher"))]
+
+
 def test_closing_early_or_late_leaves_no_thread_at_work(ray_cluster: None, split: Split) -> None:
     """Ray ends the process with code 1 when a thread of an iteration still uses it in ``ray.shutdown()``."""
     from sensorlab.data.ray_stream import RayStream, ray_dataset
 
-    def threads() -> list[str]:
-        names = [thread.name for thread in threading.enumerate()]
-        return [name for name in names if name.startswith(("iter_threaded", "ray-stream", "Prefetcher"))]
-
-    before = threads()  # those of iterations that other tests broke off
+    before = ray_threads()  # those of iterations that other tests broke off
     spec = make_spec(split, global_batch=1)
     stream = RayStream(spec, ray_dataset(spec, 1, end_epoch=3).iterator(), end_epoch=3)
     for epoch in range(3):
         list(stream.batches(epoch))
     stream.close()
-    assert threads() == before
+    assert ray_threads() == before
     stream = RayStream(spec, ray_dataset(spec, 1, end_epoch=3).iterator(), end_epoch=3)
     next(stream.batches(0))
     stream.close()
     # Ray forgets one parked prefetcher thread when an iteration is broken off.
-    assert threads() in (before, [*before, "Prefetcher"])
+    assert ray_threads() in (before, [*before, "Prefetcher"])
 
 
 def test_nothing_left_to_stream_is_a_user_error(ray_cluster: None, split: Split) -> None:
@@ -289,6 +290,11 @@ def test_a_stall_is_an_error_that_says_what_is_missing(ray_cluster: None, split:
     spec = make_spec(split, task_cpus=0.5, stall_timeout_s=2.0)
     with all_cpus_taken(), pytest.raises(TimeoutError, match=r"2 tasks of 0\.5 CPUs each; 0 CPUs are free"):
         collect_ray(spec, 1)
+    # The feeder was left behind; with CPUs free again it gets its block, sees that nobody wants it and ends.
+    deadline = time.monotonic() + 60
+    while any(name != "Prefetcher" for name in ray_threads()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [name for name in ray_threads() if name != "Prefetcher"] == []
 
 
 def test_reading_tasks_import_no_torch(ray_cluster: None, split: Split) -> None:

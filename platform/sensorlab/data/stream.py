@@ -190,6 +190,8 @@ class PrefetchedStream(ABC):
             self._next = self.plan.normal_cursor((epoch, batch + 1))
             self._count_corrupt(corrupt)
             yield to_tensors(arrays)
+        if self._next is not None and self._next[0] >= self._pipeline_end:
+            self.close()  # nothing is ahead: no idle threads until the next evaluation, or after the last epoch
 
     def close(self) -> None:
         """Stop all threads and release what was read ahead. The stream can be used again."""

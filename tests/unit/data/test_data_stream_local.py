@@ -157,6 +157,15 @@ def test_evaluation_is_the_same_in_every_epoch_and_repeatable(split: Split) -> N
     stream.close()
 
 
+def test_no_threads_stay_behind_after_the_last_batch(split: Split) -> None:
+    evaluation, training = LocalStream(make_spec(split, training=False)), LocalStream(make_spec(split), end_epoch=2)
+    list(evaluation.batches(0))
+    assert not [thread for thread in threading.enumerate() if "local-stream" in thread.name]
+    for epoch in range(2):
+        list(training.batches(epoch))
+        assert any("local-stream" in thread.name for thread in threading.enumerate()) == (epoch == 0)
+
+
 def test_leaving_early_and_taking_up_again(split: Split) -> None:
     spec = make_spec(split)
     stream = LocalStream(spec, end_epoch=2)
