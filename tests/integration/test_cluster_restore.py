@@ -48,16 +48,26 @@ def statuses(root: Path) -> list[str]:
     return sorted(run.info.status for run in client.search_runs(experiments))
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 15), (signal.SIGKILL, -9)])
-@pytest.mark.parametrize("algorithm", ["random", "optuna"])
-def test_an_ended_driver_goes_on_where_it_was(tmp_path, sent, code, algorithm):
-    if algorithm == "optuna" and sent == signal.SIGTERM:
-        pytest.skip("the same path as SIGINT")
-    options = {"algorithm": algorithm, "program": {"epoch_s": 0.5}}
+@pytest.mark.parametrize(
+    ("sent", "codes", "algorithm"),
+    [
+        (signal.SIGINT, {130}, "random"),
+        (signal.SIGTERM, {143, 1}, "random"),
+        (signal.SIGKILL, {-9}, "random"),
+        (signal.SIGKILL, {-9}, "optuna"),
+    ],
+)
+def test_an_ended_driver_goes_on_where_it_was(tmp_path, sent, codes, algorithm):
+    options = {"algorithm": algorithm, "program": {"epoch_s": 1.0}}
     process = start(tmp_path, "new", **options)
-    wait_until(lambda: len(trials(tmp_path)) >= 2 and trials(tmp_path)[1]["epoch"] >= 1, process, tmp_path / "new.log")
+
+    def second_is_at_epoch_one() -> bool:
+        seen = trials(tmp_path)
+        return len(seen) >= 2 and seen[1]["state"] == "running" and seen[1]["epoch"] == 1
+
+    wait_until(second_is_at_epoch_one, process, tmp_path / "new.log")
     process.send_signal(sent)
-    assert process.wait(timeout=60) == code
+    assert process.wait(timeout=60) in codes
     before = trials(tmp_path)
     log = (tmp_path / "new.log").read_text()
     if sent != signal.SIGKILL:
@@ -70,12 +80,9 @@ def test_an_ended_driver_goes_on_where_it_was(tmp_path, sent, code, algorithm):
     assert len(after) == 4
     assert {trial["state"] for trial in after} <= {"done", "stopped"}
     assert after[0]["trial_id"] == before[0]["trial_id"]
-    first, second = (Path(trial["run_dir"]) / "attempts.txt" for trial in after[:2])
-    assert first.read_text().split() == ["0"], "a finished trial was repeated"
-    begins = [int(line) for line in second.read_text().split()]
-    assert begins[0] == 0
-    assert len(begins) == 2
-    assert begins[1] >= 1, "the interrupted trial started from nothing"
+    attempts = [(Path(trial["run_dir"]) / "attempts.txt").read_text().split() for trial in after]
+    assert attempts[0] == ["0"], "a finished trial was repeated"
+    assert attempts[1] in (["0", "1"], ["0", "2"]), "the interrupted trial did not go on from its checkpoint"
     assert "RUNNING" not in statuses(tmp_path)
     assert len(statuses(tmp_path)) == 5, "the resumed sweep made new runs"
 

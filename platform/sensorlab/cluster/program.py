@@ -5,18 +5,24 @@ from __future__ import annotations
 import functools
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sensorlab.cluster.worker import RunContext, RunSpec
 from sensorlab.data.dataset import PreparedDataset
 from sensorlab.data.local_stream import LocalStream
 from sensorlab.data.stream import SampleStream, StreamConfig, StreamSpec
+from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.checkpoint import CheckpointStore
 from sensorlab.experiment import ExperimentConfig, experiment_from
 from sensorlab.tasks.base import BaseTask, task_class
+
+if TYPE_CHECKING:
+    from sensorlab.engine.meters import StepRecord
+    from sensorlab.engine.training import Training
 
 TRAIN, VAL = "train", "val"
 
@@ -42,6 +48,7 @@ class EngineProgram:
         task = build_task(config)
         streams = open_streams(context, task)
         files = [JsonLog(), TextLog(to_terminal=False)] + ([] if spec.tracking else [PanelFiles()])
+        account = TimeAccount()
         try:
             result = fit(
                 config,
@@ -50,7 +57,7 @@ class EngineProgram:
                 streams.get(VAL),
                 run_dir=context.run_dir,
                 workers=context.workers,
-                callbacks=[*context.callbacks, *files],
+                callbacks=[*context.callbacks, *files, account],
                 resume=spec.resume,
                 provenance={"dataset": PreparedDataset.open(spec.dataset).digest},
             )
@@ -64,7 +71,26 @@ class EngineProgram:
             "best_checkpoint": str(result.best_checkpoint) if result.best_checkpoint else None,
             "last_checkpoint": str(result.last_checkpoint) if result.last_checkpoint else None,
             "config_digest": result.config_digest,
+            "time": account.report(),
         }
+
+
+class TimeAccount(Callback):
+    """When this attempt took its first step, and where the run's seconds went (see ``WallClock``)."""
+
+    def __init__(self) -> None:
+        self._first_step: float | None = None
+        self._totals: dict[str, float] = {}
+
+    def on_step_end(self, training: Training, record: StepRecord) -> None:
+        if self._first_step is None:
+            self._first_step = time.time()
+
+    def on_fit_end(self, training: Training) -> None:
+        self._totals = dict(training.clock.totals)
+
+    def report(self) -> dict[str, Any]:
+        return {"first_step": self._first_step, "seconds": self._totals}
 
 
 def build_task(config: ExperimentConfig) -> BaseTask:
