@@ -6,12 +6,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "cluster"))
 
-from toy_program import ToyProgram  # noqa: E402
+from toy_program import ToyProgram
 
-from sensorlab.cluster.start import connect, disconnect  # noqa: E402
-from sensorlab.cluster.sweep import SweepPlan, run_sweep, with_objective  # noqa: E402
-from sensorlab.cluster.sweep_config import load_sweep  # noqa: E402
-from sensorlab.experiment import experiment_from  # noqa: E402
+from sensorlab.cluster.start import connect, disconnect
+from sensorlab.cluster.sweep import SweepPlan, run_sweep, with_objective
+from sensorlab.cluster.sweep_config import load_sweep
+from sensorlab.experiment import experiment_from
 
 
 def main() -> int:

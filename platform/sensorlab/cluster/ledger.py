@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +63,8 @@ class Ledger:
         """A trial starts, or starts again after a failure or a restored sweep."""
         record = self.trials.get(trial_id)
         if record is None:
-            record = TrialRecord(len(self.trials), trial_id, dict(values), digest, str(run_dir))
+            number = 1 + max((other.number for other in self.trials.values()), default=-1)
+            record = TrialRecord(number, trial_id, dict(values), digest, str(run_dir))
             self.trials[trial_id] = record
         record.state, record.started, record.reason = "running", time.time(), ""
         self.save()
@@ -90,6 +91,16 @@ class Ledger:
         if record.state != "failed":
             record.state, record.reason = state, reason
         self.save()
+
+    def forget_unknown(self, known: Collection[str]) -> list[TrialRecord]:
+        """Drop unfinished trials that a restored search does not know: it started them just before its driver was
+        killed, and proposes others in their place."""
+        lost = [record for record in self.trials.values() if not record.ended and record.trial_id not in known]
+        for record in lost:
+            del self.trials[record.trial_id]
+        if lost:
+            self.save()
+        return lost
 
     def better(self, value: float, other: float) -> bool:
         return value > other if self.mode == "max" else value < other

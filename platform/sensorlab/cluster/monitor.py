@@ -135,10 +135,21 @@ class SweepCallback(Callback):
 
     def __init__(self, sweep_dir: str) -> None:
         self._sweep_dir = sweep_dir
+        self._first_step = True
 
     @property
     def _driver(self) -> SweepDriver:
         return _DRIVERS[self._sweep_dir]
+
+    def setup(
+        self, stop: Any = None, num_samples: int | None = None, total_num_samples: int | None = None, **info: Any
+    ) -> None:
+        self._first_step = True
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self._first_step:
+            self._first_step = False
+            self._driver.ledger.forget_unknown({trial.trial_id for trial in trials})
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._driver.order(trial.trial_id, trial.config)

@@ -40,7 +40,8 @@ ENVIRONMENT: dict[str, str] = {
     "RAY_DATA_USE_DATASOURCE_V2": "0",  # the new source starts 32 actors per epoch and is not deterministic
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # keep the working directory, so that relative paths mean what the user wrote
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 the old reporter is the silent one
-    "TUNE_GLOBAL_CHECKPOINT_S": "2",  # a killed driver forgets at most this much of the sweep's state
+    "TUNE_GLOBAL_CHECKPOINT_S": "0.5",  # a killed driver forgets trials that started in this time; Ray: 10 s and more
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "45",  # a stopped trial may take this long to close its run before actor reuse
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -62,6 +62,13 @@ def test_a_running_trial_of_a_dead_driver_is_interrupted_and_goes_on(ledger, tmp
     assert copy.trials["t9"].number == number_before
 
 
+def test_trials_that_a_restored_search_forgot_are_dropped(ledger, tmp_path):
+    ledger.start("t9", {}, "d", tmp_path)
+    assert [record.trial_id for record in ledger.forget_unknown({"t0", "t1"})] == ["t9"]
+    assert Ledger(ledger.path, "max").trials.keys() == {"t0", "t1", "t2", "t3"}  # what has ended stays
+    assert ledger.start("t10", {}, "d", tmp_path).number == 4
+
+
 def test_table(ledger):
     lines = ranked_table(ledger, "val/iou").splitlines()
     header = "rank trial val/iou val/iou_sample_mean val/loss lr lidar.enabled epochs time status"
