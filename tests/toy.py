@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sensorlab.config import StrictModel
+from sensorlab.data.payload import CorruptSample
 from sensorlab.data.random_streams import SampleRandom, keyed_generator
 from sensorlab.data.sample import Sample
 from sensorlab.experiment import DataConfig, ExperimentConfig, TrainConfig
@@ -88,6 +89,7 @@ class ToyStream:
         self.seed, self.training, self.rank, self.n = seed, training, rank, n
         self.batches_per_epoch = size // global_batch if training else -(-size // global_batch)
         self.read: list[int] = []
+        self.corrupt_samples: list[CorruptSample] = []
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         order = np.arange(self.size)

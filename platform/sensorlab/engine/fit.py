@@ -71,6 +71,7 @@ def fit(
         while not training.finished:
             _train_epoch(training, train_stream, val_stream)
             _finish_epoch(training, val_stream)
+            _list_corrupt_samples(training, [stream for stream in (train_stream, val_stream) if stream])
     except BaseException as error:
         for callback in training.callbacks:
             callback.on_error(training, error)
@@ -144,6 +145,18 @@ def _finish_epoch(training: Training, val_stream: SampleStream | None) -> None:
         _checkpoint(training)
     for callback in training.callbacks:
         callback.on_epoch_end(training, training.metrics)
+
+
+def _list_corrupt_samples(training: Training, streams: Sequence[SampleStream]) -> None:
+    """Count the samples that were skipped, and list them in ``run_dir/corrupt_samples.txt``."""
+    if training.config.data.max_corrupt_fraction == 0.0:
+        return
+    own = [sample.message for stream in streams for sample in stream.corrupt_samples]
+    messages = sorted({message for part in training.workers.gather(own) for message in part})
+    publish(training, {"perf/corrupt_samples": float(len(messages))})
+    if training.workers.is_main:
+        listing = "".join(f"{message}\n" for message in messages)
+        (training.run_dir / "corrupt_samples.txt").write_text(listing, encoding="utf-8")
 
 
 def publish(training: Training, metrics: Mapping[str, float]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sensorlab.config import as_dict, digest
+from sensorlab.data.payload import CorruptSample
 from sensorlab.data.random_streams import keyed_generator
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.checkpoint import CheckpointInfo, CheckpointStore, load
@@ -33,6 +34,8 @@ class SampleStream(Protocol):
 
     global_batch: int
     batches_per_epoch: int
+
+    corrupt_samples: list[CorruptSample]  # met so far by this worker, and replaced
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]: ...
 

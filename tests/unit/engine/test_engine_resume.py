@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sensorlab.data.payload import CorruptSample
 from sensorlab.engine import checkpoint
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.callbacks.json_log import JsonLog
@@ -222,3 +223,13 @@ def test_a_new_run_can_start_from_the_weights_of_another(straight, tmp_path):
     assert torch.equal(state["model"]["0.weight"], first["model"]["0.weight"])
     assert not torch.equal(state["model"]["4.weight"], first["model"]["4.weight"])
     assert "skipped" in (tmp_path / "second" / "initial_weights.txt").read_text()
+
+
+def test_skipped_samples_are_counted_and_listed(tmp_path):
+    config = experiment(data=DataConfig(path="nowhere", global_batch=4, max_corrupt_fraction=0.1))
+    task = ToyTask(config.task)
+    stream = ToyStream(21, 4, task)
+    stream.corrupt_samples.append(CorruptSample(3, "shard 0", "sample 'x' cannot be used: truncated"))
+    result = fit(config, task, stream, None, run_dir=tmp_path)
+    assert result.metrics["perf/corrupt_samples"] == 1
+    assert "sample 'x'" in (tmp_path / "corrupt_samples.txt").read_text()
