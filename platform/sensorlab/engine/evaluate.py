@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sensorlab.data.stream import SampleStream
 from sensorlab.engine.step import autocast, to_device
-from sensorlab.engine.training import SampleStream, Training
+from sensorlab.engine.training import Training
 from sensorlab.metrics.base import Metric
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sensorlab.data.stream import SampleStream
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.evaluate import evaluate
 from sensorlab.engine.meters import system_metrics
 from sensorlab.engine.step import train_step
-from sensorlab.engine.training import SampleStream, Training
+from sensorlab.engine.training import Training
 from sensorlab.engine.workers import WorkerGroup
 from sensorlab.errors import UserError
 from sensorlab.experiment import ExperimentConfig

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sensorlab.config import as_dict, digest
-from sensorlab.data.payload import CorruptSample
 from sensorlab.data.random_streams import keyed_generator
+from sensorlab.data.stream import SampleStream
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.checkpoint import CheckpointInfo, CheckpointStore, load
 from sensorlab.engine.ema import ExponentialAverage
@@ -27,17 +27,6 @@ from sensorlab.models.weights import load_weights
 from sensorlab.tasks.base import BaseTask, Batch, Outputs
 
 logger = logging.getLogger(__name__)
-
-
-class SampleStream(Protocol):
-    """This worker's share of the global batches of an epoch, in the order that the plan fixes."""
-
-    global_batch: int
-    batches_per_epoch: int
-
-    corrupt_samples: list[CorruptSample]  # met so far by this worker, and replaced
-
-    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]: ...
 
 
 @dataclass
