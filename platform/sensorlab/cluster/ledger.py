@@ -31,6 +31,7 @@ class TrialRecord:
     objective: float | None = None  # best over the epochs
     best_epoch: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)  # at the best epoch
+    protocol: str = ""  # digest of what defines the objective: metric, threshold, split, dataset, ...
     rungs: dict[str, float] = field(default_factory=dict)  # epoch of a rung of the scheduler -> objective there
     best_checkpoint: str | None = None
     run_id: str | None = None  # of the tracking store
@@ -80,6 +81,7 @@ class Ledger:
         if value is not None and (record.objective is None or self.better(value, record.objective)):
             record.objective, record.best_epoch = value, record.epoch
             record.metrics = dict(report.get("metrics", {}))
+            record.protocol = report.get("protocol", "")
         self.save()
 
     def end(self, trial_id: str, state: State, reason: str = "") -> None:
@@ -105,20 +107,27 @@ class Ledger:
     def better(self, value: float, other: float) -> bool:
         return value > other if self.mode == "max" else value < other
 
+    def ranks(self, record: TrialRecord) -> bool:
+        """Whether a trial has a place in the ranking: it reported, did not fail, and measured as most others did."""
+        if record.objective is None or record.state == "failed":
+            return False
+        protocols = [other.protocol for other in self.trials.values() if other.objective is not None]
+        return record.protocol == max(dict.fromkeys(protocols), key=protocols.count)
+
     def ranked(self) -> list[TrialRecord]:
-        """Best first; failed trials and those that never reported come last, in the order of their start."""
+        """Best first; trials that have no place in the ranking come last, in the order of their start."""
         sign = -1.0 if self.mode == "max" else 1.0
 
         def key(record: TrialRecord) -> tuple[bool, float, int]:
-            unranked = record.objective is None or record.state == "failed"
+            unranked = not self.ranks(record)
             return unranked, 0.0 if unranked else sign * (record.objective or 0.0), record.number
 
         return sorted(self.trials.values(), key=key)
 
     def best(self) -> TrialRecord | None:
-        """The best trial that did not fail."""
+        """The best trial that has a place in the ranking."""
         first = next(iter(self.ranked()), None)
-        return first if first and first.objective is not None and first.state != "failed" else None
+        return first if first and self.ranks(first) else None
 
     def count(self, *states: State) -> int:
         return sum(record.state in states for record in list(self.trials.values()))

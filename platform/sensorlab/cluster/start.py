@@ -28,6 +28,7 @@ from sensorlab.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 OUTPUT_ROOT_VARIABLE = "SENSORLAB_OUTPUT_ROOT"
+_CONNECT_S = 10.0  # for the first packet to the head of an existing cluster
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the entrypoint of a submitted job
 
 # Read by Ray in the driver, in its controllers and in its workers; a value that the user has set wins. Each limit
@@ -156,6 +157,8 @@ def connect(
         os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS")
     local = not address
+    if address:
+        _check_address(address)
 
     import ray
 
@@ -219,6 +222,31 @@ def _usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+def _check_address(address: str) -> None:
+    """Refuse at once what ``ray.init`` would try for minutes. Raises ``UserError``."""
+    if "://" in address:
+        raise UserError(
+            f"Ray address {address!r}: expected host:port of the head, such as 10.0.0.1:6379. An http address is for "
+            "`ray job submit` (RAY_API_SERVER_ADDRESS); ray:// clients cannot run sweeps"
+        )
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"Ray address {address!r}: expected host:port, such as 10.0.0.1:6379, or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise UserError(_no_answer(address, str(error.strerror or error))) from error
+
+
+def _no_answer(address: str, detail: str) -> str:
+    return (
+        f"the Ray cluster at {address} does not answer ({detail}). Check the address and that the head is running "
+        "(`ray status`), or unset RAY_ADDRESS to start a local cluster"
+    )
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -244,10 +272,7 @@ def _explain(error: BaseException, address: str | None) -> str | None:
     if "Version mismatch" in text or "version mismatch" in text:
         return f"{where} runs other versions than this process: {error}"
     if isinstance(error, ConnectionError | TimeoutError) or "Failed to connect to GCS" in text:
-        return (
-            f"{where} does not answer. Check the address and that the head is running (`ray status`), "
-            "or unset RAY_ADDRESS to start a local cluster"
-        )
+        return _no_answer(address, str(error).splitlines()[0])
     return None
 
 

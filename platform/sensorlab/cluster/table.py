@@ -43,10 +43,9 @@ def ranked_table(ledger: Ledger, objective: str) -> str:
     header = ["rank", "trial", objective, *metrics, *(shorts[key] for key in keys), "epochs", "time", "status"]
     rows = []
     for rank, record in enumerate(ranked, start=1):
-        ranks = record.objective is not None and record.state != "failed"
         rows.append(
             [
-                str(rank) if ranks else "-",
+                str(rank) if ledger.ranks(record) else "-",
                 f"#{record.number}",
                 number(record.objective),
                 *(number(record.metrics.get(name)) for name in metrics),
@@ -60,8 +59,14 @@ def ranked_table(ledger: Ledger, objective: str) -> str:
 
 
 def failures(ledger: Ledger) -> list[str]:
-    """One line per failed trial: its number and why."""
-    return [f"#{r.number} failed: {r.reason}" for r in ledger.trials.values() if r.state == "failed"]
+    """One line per trial without a place in the ranking: its number and why."""
+    lines = []
+    for record in ledger.trials.values():
+        if record.state == "failed":
+            lines.append(f"#{record.number} failed: {record.reason}")
+        elif record.objective is not None and not ledger.ranks(record):
+            lines.append(f"#{record.number} is not ranked: its objective follows another protocol than most")
+    return lines
 
 
 def summary(ledger: Ledger, **extra: Any) -> dict[str, Any]:

@@ -118,6 +118,7 @@ class Reporter(Callback):
             step=training.cursor.step,
             metrics=metrics,
             config_digest=digest(training.config),
+            protocol=digest(training.protocols.get(self._objective, {})),
             is_main=training.workers.is_main,
             best_checkpoint=str(best.path) if best else None,
         )
@@ -130,6 +131,7 @@ class Reporter(Callback):
         metrics: Mapping[str, float],
         config_digest: str,
         is_main: bool,
+        protocol: str = "",
         best_checkpoint: str | None = None,
     ) -> None:
         """Send one report. Every worker of the run calls it equally often."""
@@ -141,6 +143,7 @@ class Reporter(Callback):
             "objective": float(value) if math.isfinite(value) else self._worst,
             "metrics": {name: float(number) for name, number in metrics.items() if math.isfinite(number)},
             "config_digest": config_digest,
+            "protocol": protocol,
             "best_checkpoint": best_checkpoint,
             "run_id": self._run_id,
             "time": time.time(),

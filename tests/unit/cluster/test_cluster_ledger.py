@@ -147,3 +147,13 @@ def test_half_written_json_is_nothing(tmp_path):
     (tmp_path / "x.json").write_text('{"a": ')
     assert read_json(tmp_path / "x.json") is None
     assert read_json(tmp_path / "missing.json") is None
+
+
+def test_a_trial_with_another_protocol_is_not_ranked(ledger, tmp_path):
+    ledger.start("odd", {}, "d", tmp_path)
+    ledger.report("odd", {"epoch": 1, "objective": 0.99, "protocol": "another grid"})
+    ledger.end("odd", "done")
+    assert ledger.best().trial_id == "t3"
+    assert ledger.ranked()[-1].trial_id == "odd"
+    assert "another protocol" in "\n".join(failures(ledger))
+    assert [line.split()[0] for line in ranked_table(ledger, "val/iou").splitlines()[-2:]] == ["-", "-"]

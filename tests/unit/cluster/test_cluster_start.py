@@ -96,3 +96,17 @@ def test_failed_starts_are_explained(error, message):
 
 def test_a_bug_keeps_its_traceback():
     assert start._explain(ZeroDivisionError("x"), "h:1") is None
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://127.0.0.1:8265", "An http address is for `ray job submit`"),
+        ("ray://127.0.0.1:10001", "ray:// clients cannot"),
+        ("somewhere", "expected host:port"),
+        ("127.0.0.1:1", "does not answer"),
+    ],
+)
+def test_addresses_are_checked_before_ray_tries_for_minutes(address, message):
+    with pytest.raises(UserError, match=message):
+        start.connect(address=address)
