@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sensorlab.cluster.datasets import ensure_dataset
 from sensorlab.cluster.program import EngineProgram
-from sensorlab.cluster.start import Cluster, connect, disconnect, output_root
+from sensorlab.cluster.start import Cluster, connect, disconnect, is_cluster_root, output_root
 from sensorlab.cluster.sweep_config import check_space, load_sweep, split_overrides
 from sensorlab.cluster.trainer import trains_in_process
 from sensorlab.config import apply_overrides, as_dict, load_yaml
@@ -106,7 +106,9 @@ def _connect(args: argparse.Namespace, experiment: ExperimentConfig, in_sweep: b
 
 
 def _store_uri(experiment: ExperimentConfig, root: Path) -> str:
-    return experiment.tracking.uri or default_store_uri(root)
+    """``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else ``mlruns.db``: beside the output directory of a laptop, inside
+    the output root that a cluster sets."""
+    return experiment.tracking.uri or default_store_uri(root if is_cluster_root() else root.parent)
 
 
 def _say(line: str) -> None:

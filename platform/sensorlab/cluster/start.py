@@ -74,6 +74,11 @@ def in_job() -> bool:
     return _JOB_VARIABLE in os.environ
 
 
+def is_cluster_root() -> bool:
+    """Whether the output root is one that the cluster dictates, rather than a directory of the user's choice."""
+    return in_job() or bool(os.environ.get(OUTPUT_ROOT_VARIABLE))
+
+
 def output_root(configured: str) -> Path:
     """Absolute directory for runs, sweeps and the tracking store.
 

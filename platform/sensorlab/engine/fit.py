@@ -125,7 +125,7 @@ def _train_epoch(training: Training, train_stream: SampleStream, val_stream: Sam
             for callback in training.callbacks:
                 callback.on_step_end(training, record)
         if cursor.step % config.train.log_every_steps == 0:
-            publish(training, training.meter.reduce(training.workers) | system_metrics(training.workers.device))
+            _publish_interval(training)
         if _due(cursor.step, config.eval.every_steps):
             _evaluate(training, val_stream)
         if _due(cursor.step, config.checkpoint.every_steps):
@@ -137,7 +137,7 @@ def _finish_epoch(training: Training, val_stream: SampleStream | None) -> None:
     config, cursor = training.config, training.cursor
     epoch = cursor.epoch + 1
     last = cursor.step >= training.total_steps
-    publish(training, training.meter.reduce(training.workers))
+    _publish_interval(training)
     if last or _due(epoch, config.eval.every_epochs):
         _evaluate(training, val_stream)
     publish(training, training.clock.metrics())
@@ -168,6 +168,14 @@ def publish(training: Training, metrics: Mapping[str, float]) -> None:
     with training.clock.span("callback"):
         for callback in training.callbacks:
             callback.on_metrics(training, metrics, training.cursor.step)
+
+
+def _publish_interval(training: Training) -> None:
+    """Losses, rates and use of the machine since the last report, with the epoch as a fraction."""
+    metrics = training.meter.reduce(training.workers)
+    if metrics:
+        epoch = training.cursor.epoch + training.cursor.batch / training.batches_per_epoch
+        publish(training, {**metrics, "train/epoch": epoch, **system_metrics(training.workers.device)})
 
 
 def _evaluate(training: Training, stream: SampleStream | None) -> None:
