@@ -67,7 +67,8 @@ class Head:
         (folder / "home").mkdir()
         command = [str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus", "2"]
         command += ["--port", str(self.port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard)]
-        command += ["--temp-dir", str(folder / "ray")]
+        # The agent starts the jobs; its default port may be that of another head on this machine.
+        command += ["--dashboard-agent-listen-port", str(free_port()), "--temp-dir", str(folder / "ray")]
         with (folder / "head.log").open("w") as log:
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
         self._await()
@@ -87,9 +88,15 @@ class Head:
         command = [str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{self.dashboard}"]
         command += ["--working-dir", ".", "--", "python", *entrypoint]
         merged = self.environment | environment
-        return subprocess.run(
-            command, cwd=working_dir, env=merged, capture_output=True, text=True, timeout=600, check=False
-        )
+        deadline = time.monotonic() + 90
+        while True:
+            done = subprocess.run(
+                command, cwd=working_dir, env=merged, capture_output=True, text=True, timeout=600, check=False
+            )
+            # The head answers before the agent that starts jobs is up.
+            if "No available agent" not in done.stderr + done.stdout or time.monotonic() > deadline:
+                return done
+            time.sleep(2)
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)  # ends this head only; `ray stop` would end every one of the user

@@ -82,7 +82,10 @@ def test_an_ended_driver_goes_on_where_it_was(tmp_path, sent, codes, algorithm):
     assert after[0]["trial_id"] == before[0]["trial_id"]
     attempts = [(Path(trial["run_dir"]) / "attempts.txt").read_text().split() for trial in after]
     assert attempts[0] == ["0"], "a finished trial was repeated"
-    assert attempts[1] in (["0", "1"], ["0", "2"]), "the interrupted trial did not go on from its checkpoint"
+    if after[1]["state"] == "done":
+        assert attempts[1] in (["0", "1"], ["0", "2"]), "the interrupted trial did not go on from its checkpoint"
+    else:  # its last report, which the driver had not seen any more, was enough to stop it
+        assert attempts[1] in (["0"], ["0", "1"])
     assert "RUNNING" not in statuses(tmp_path)
     assert len(statuses(tmp_path)) == 5, "the resumed sweep made new runs"
 
