@@ -1,4 +1,4 @@
-"""The ``sensorlab`` command: data, runs and benchmarks."""
+"""The ``sensorlab`` command: data, runs, benchmarks and the configuration reference."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sensorlab.errors import exit_on_user_error
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets ``run``, a function of the parsed arguments."""
+    from sensorlab import config_reference
     from sensorlab.bench import commands as bench
     from sensorlab.data import commands as data
     from sensorlab.runs import commands as runs
@@ -21,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.register(subparsers)
     runs.register(subparsers)
     bench.register(subparsers)
+    config_reference.register(subparsers)
     return parser
 
 

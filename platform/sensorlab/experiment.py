@@ -37,7 +37,7 @@ class PrepareConfig(StrictModel):
 class DataConfig(StrictModel):
     """Which samples are seen, in which batches, and who decodes them."""
 
-    path: str  # prepared dataset; relative paths are relative to the working directory
+    path: str  # prepared dataset; relative: below the working directory if it is there, else below the output root
     prepare: PrepareConfig | None = None
     train_split: str = "train"
     val_split: str = "val"
@@ -123,18 +123,18 @@ class ResourcesConfig(StrictModel):
 class ExperimentConfig(StrictModel):
     """Everything that determines a training."""
 
-    name: str
-    seed: int = 0
+    name: str  # first part of the names of its runs and sweeps
+    seed: int = 0  # of the weights, the order of the samples and every random draw
     task: SerializeAsAny[StrictModel]
     data: DataConfig
     optim: OptimConfig = OptimConfig()
-    schedule: ScheduleConfig = OneCycleSchedule()
+    schedule: ScheduleConfig = OneCycleSchedule()  # of the learning rate; keys without a name set the default one
     train: TrainConfig
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     resources: ResourcesConfig = ResourcesConfig()
-    output_dir: str = "outputs"
+    output_dir: str = "outputs"  # runs, sweeps and what is prepared; see SENSORLAB_OUTPUT_ROOT for clusters
 
     @field_validator("task", mode="before")
     @classmethod
