@@ -106,8 +106,8 @@ def _connect(args: argparse.Namespace, experiment: ExperimentConfig, in_sweep: b
 
 
 def _store_uri(experiment: ExperimentConfig, root: Path) -> str:
-    """``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else ``mlruns.db``: beside the output directory of a laptop, inside
-    the output root that a cluster sets."""
+    """``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else ``mlruns.db``: beside the output directory on a laptop,
+    inside the output root that a cluster sets."""
     return experiment.tracking.uri or default_store_uri(root if is_cluster_root() else root.parent)
 
 
