@@ -31,6 +31,8 @@ def test_small_run(options: list[str]) -> None:
 
 
 _PEAK_OF_40_AFTER_60_MIB = """
+import torch
+from sensorlab.bench.memory import PeakMemory
 before = torch.ones(60 * 2**18)
 del before
 with PeakMemory(torch.device("cpu")) as memory:
