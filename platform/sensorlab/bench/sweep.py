@@ -2,9 +2,10 @@
 
 A real sweep (Ray, tracking store, engine, Ray Data) over a small BEV experiment runs as a program of its own, one trial
 at a time, once with trials that train in their own process and once with trials of two workers. The engine accounts
-for every second of a trial's loop; what lies between the ends of two trials and is none of these is the sweep's
-overhead: process start, imports, building model and streams, opening and closing the run, scheduling. Trials after
-the first are counted; the first one's start-up shows in the time to the first step.
+for every second of a trial's loop. Of the time between the ends of two trials, steps, evaluations, checkpoints and
+callbacks are training; all else is overhead: process start, imports, building model and streams, waiting for data,
+opening and closing the run, scheduling. Trials after the first are counted; the first one's start-up shows in the time
+to the first step.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sensorlab.cluster.start import PACKAGE
 NAME = "sweep"
 BARS = {"one_worker": 3.0, "two_workers": 12.0}  # seconds per trial
 FIRST_STEP_BAR = 20.0
+_TRAINING = ("step", "evaluation", "checkpoint", "callback")
 _PATIENCE_S = 1200
 
 
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Figures of both sweeps, with the bars beside them."""
+    before = os.getloadavg()[0]
     with _samples.dataset_path(args) as dataset, tempfile.TemporaryDirectory(prefix="sensorlab-bench-") as folder:
         sides = {"one_worker": _measure(args, dataset, Path(folder) / "one", 1)}
         if not args.no_groups:
@@ -50,7 +53,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "bench": NAME,
         "trials": args.trials,
         "epochs": args.epochs,
-        "load_average": round(os.getloadavg()[0], 1),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average_before_and_after": [round(before, 1), round(os.getloadavg()[0], 1)],
         "first_step_bar_s": FIRST_STEP_BAR,
         **sides,
     }
@@ -72,13 +76,14 @@ def figures(root: Path, started: float) -> dict[str, Any]:
     found = sorted(root.glob(f"sweeps/*/trials/*/{RESULT}"), key=lambda path: path.stat().st_mtime)
     ends = [path.stat().st_mtime for path in found]
     times = [(read_json(path) or {})["time"] for path in found]
-    inside = [sum(entry["seconds"].values()) for entry in times]
+    inside = [sum(entry["seconds"][kind] for kind in _TRAINING) for entry in times]
     overheads = [ends[k] - ends[k - 1] - inside[k] for k in range(1, len(found))]
     return {
         "trials_done": len(found),
         "overhead_s_per_trial": round(statistics.median(overheads), 2),
         "overhead_s": [round(value, 2) for value in overheads],
         "training_s_per_trial": round(statistics.mean(inside), 2),
+        "data_wait_s_per_trial": round(statistics.mean(entry["seconds"]["data_wait"] for entry in times), 2),
         "first_step_s": round(min(entry["first_step"] for entry in times) - started, 2),
     }
 

@@ -34,7 +34,7 @@ _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the entrypoint of
 # Read by Ray in the driver, in its controllers and in its workers; a value that the user has set wins. Each limit
 # that Ray leaves open (or at half an hour) has a finite value here: what does not make progress must end with an error.
 ENVIRONMENT: dict[str, str] = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also the rate at which reports are drained; 2 s by default
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # also the rate at which reports are drained; 2 s by default
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
@@ -49,6 +49,9 @@ ENVIRONMENT: dict[str, str] = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
+
+# One process per worker group less: nobody reclaims the machine that the driver itself runs on.
+_LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,8 @@ def runtime_env(local: bool, where: Mapping[str, str] | None = None) -> dict[str
             the resources of ended trials, otherwise looks for running clusters on its host, and dies when it finds
             two; then the next trial waits for ever.
     """
-    variables = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()} | dict(where or {})
+    settings = ENVIRONMENT | (_LOCAL_ENVIRONMENT if local else {})
+    variables = {name: os.environ.get(name, value) for name, value in settings.items()} | dict(where or {})
     if local:
         previous = os.environ.get("PYTHONPATH")
         variables["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *([previous] if previous else [])])
