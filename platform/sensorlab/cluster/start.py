@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from sensorlab.errors import UserError
+from sensorlab.runs.client import SWITCHES
 
 PACKAGE = Path(__file__).resolve().parents[1]
 OUTPUT_ROOT_VARIABLE = "SENSORLAB_OUTPUT_ROOT"
@@ -46,8 +47,7 @@ ENVIRONMENT: dict[str, str] = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "45",  # a stopped trial may take this long to close its run before actor reuse
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    **SWITCHES,
 }
 
 # One process per worker group less: nobody reclaims the machine that the driver itself runs on.

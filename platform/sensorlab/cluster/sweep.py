@@ -307,6 +307,16 @@ def _mark_failed(runs: SweepRuns, run_id: str, reason: str) -> None:
     client.set_terminated(run_id, status="FAILED")
 
 
+def _comparison_link(runs: SweepRuns, interrupted: bool) -> str:
+    """Address of the page that compares the trials: prepared, unless there is no time for it or the store is away."""
+    if not interrupted:
+        try:
+            return runs.publish_view()
+        except Exception as error:
+            print(f"warning: the comparison page could not be prepared: {error}", flush=True)
+    return sweep_link(runs.store, runs.parent_run_id, runs.objective, runs.mode)
+
+
 def _conclude(
     plan: SweepPlan, driver: SweepDriver, store: Store | None, seconds: float, interrupted: bool
 ) -> SweepOutcome:
@@ -322,7 +332,7 @@ def _conclude(
         print(f"best checkpoint: {best.best_checkpoint}")
     link = None
     if store is not None and runs is not None:
-        link = sweep_link(store, runs.parent_run_id, objective, plan.sweep.mode)
+        link = _comparison_link(runs, interrupted)
         print(f"MLflow: sweep run {runs.parent_run_id}" + (f", best run {best.run_id}" if best else ""))
         command = ui_command(store.uri)
         if command:
