@@ -69,7 +69,7 @@ def test_a_sweep_from_start_to_table(cluster: Cluster, tmp_path, capfd):
     last = json.loads(printed.splitlines()[-1])
     assert last["best"]["objective"] == max(record.objective for record in trials)
     assert Path(last["best"]["checkpoint"]).is_dir()
-    assert "parentRunId" in last["link"]
+    assert "viewStateShareKey" in last["link"]
     assert "rank  trial" in printed
 
     ended = statuses(tmp_path)
