@@ -21,7 +21,7 @@ LAYERS = (
     ("engine", "experiment"),
     ("cluster",),
     ("bench",),
-    ("cli",),
+    ("cli", "config_reference"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ALLOWED_UPWARD = {
