@@ -67,6 +67,7 @@ def test_epochs_without_evaluation_are_not_reported(spec):
         cursor=SimpleNamespace(epoch=1, step=5),
         workers=SimpleNamespace(is_main=False),
         store=SimpleNamespace(best=lambda: None),
+        protocols={},
     )
     reporter.on_metrics(training, {"train/loss": 1.0}, 5)
     reporter.on_epoch_end(training, {"train/loss": 1.0})
