@@ -17,6 +17,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from sensorlab.config import StrictModel
+
 _TYPE_NOISE = re.compile(r"\b(sensorlab\.[\w.]+\.|typing\.|annotated_types\.)")
 
 
@@ -49,8 +51,10 @@ def reference() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _tables(model: type[BaseModel], prefix: str, skip: tuple[str, ...] = ()) -> Iterator[str]:
-    """One table per class: its own keys, then the tables of the classes inside of it."""
+def _tables(
+    model: type[BaseModel], prefix: str, skip: tuple[str, ...] = (), above: frozenset[type[BaseModel]] = frozenset()
+) -> Iterator[str]:
+    """One table per class: its own keys, then those of the classes inside of it that have none ``above`` already."""
     comments = _comments(model)
     rows, inner = [], []
     for name, field in model.model_fields.items():
@@ -58,7 +62,7 @@ def _tables(model: type[BaseModel], prefix: str, skip: tuple[str, ...] = ()) -> 
             continue
         models = _models(field.annotation)
         if models:
-            inner += [(f"{prefix}{name}.", each) for each in models]
+            inner += [(f"{prefix}{name}.", each, above.union(models)) for each in models if each not in above]
         if not models or len(models) > 1 or not _has_model_default(field):
             default = _default(field)
             rows.append(f"| `{prefix}{name}` | {_type(field)} | {default} | {comments.get(name, '')} |")
@@ -70,19 +74,21 @@ def _tables(model: type[BaseModel], prefix: str, skip: tuple[str, ...] = ()) -> 
         )
     else:
         yield f"{heading}\n\n{summary}"
-    for inner_prefix, each in inner:
-        yield from _tables(each, inner_prefix)
+    for inner_prefix, each, known in inner:
+        yield from _tables(each, inner_prefix, above=known)
 
 
 def _comments(model: type[BaseModel]) -> dict[str, str]:
-    """The comment behind each field in the source of its class."""
-    source = textwrap.dedent(inspect.getsource(model))
-    lines = source.splitlines()
+    """The comment behind each field in the source of its class, or of the class it is inherited from."""
     comments = {}
-    for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            last = lines[(node.end_lineno or node.lineno) - 1]
-            comments[node.target.id] = last[node.end_col_offset or 0 :].partition("#")[2].strip().replace("|", "\\|")
+    for owner in reversed(model.__mro__[: model.__mro__.index(StrictModel)]):
+        source = textwrap.dedent(inspect.getsource(owner))
+        lines = source.splitlines()
+        for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                last = lines[(node.end_lineno or node.lineno) - 1]
+                comment = last[node.end_col_offset or 0 :].partition("#")[2].strip()
+                comments[node.target.id] = comment.replace("|", "\\|")
     return comments
 
 

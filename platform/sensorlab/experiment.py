@@ -13,9 +13,12 @@ from typing import Any, Literal
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from sensorlab.config import StrictModel, apply_overrides, as_dict, canonical_json, digest, flatten, load_yaml, validate
+from sensorlab.engine.accumulate import AccumulateConfig
 from sensorlab.engine.ema import EmaConfig
-from sensorlab.engine.optim import OptimConfig
-from sensorlab.engine.schedules import OneCycleSchedule, ScheduleConfig
+from sensorlab.engine.optim import ClipConfig, OptimConfig
+from sensorlab.engine.presets import with_preset
+from sensorlab.engine.schedules import OneCycleSchedule, PiecewiseSchedule, ScheduleConfig
+from sensorlab.engine.warmup import WarmupConfig
 from sensorlab.errors import UserError
 from sensorlab.tasks.base import task_class
 
@@ -66,9 +69,8 @@ class TrainConfig(StrictModel):
 
     max_epochs: int | None = Field(default=None, ge=1)
     max_steps: int | None = Field(default=None, ge=1)  # optimiser steps
-    accumulate: int = Field(default=1, ge=1)  # forward passes per optimiser step
-    accumulate_sum: bool = False  # sum the losses of the passes instead of averaging them (Simple-BEV's original)
-    clip_norm: float | None = Field(default=5.0, gt=0)
+    accumulate: AccumulateConfig = AccumulateConfig()
+    clip: ClipConfig | None = ClipConfig(value=5.0)  # null: gradients are not clipped
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     ema: EmaConfig | None = None
@@ -121,7 +123,9 @@ class ResourcesConfig(StrictModel):
 
 
 class ExperimentConfig(StrictModel):
-    """Everything that determines a training."""
+    """Everything that determines a training. ``preset: NAME`` in its file starts from the settings of an original system
+    (``engine/presets.py``).
+    """
 
     name: str  # first part of the names of its runs and sweeps
     seed: int = 0  # of the weights, the order of the samples and every random draw
@@ -129,6 +133,7 @@ class ExperimentConfig(StrictModel):
     data: DataConfig
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = OneCycleSchedule()  # of the learning rate; keys without a name set the default one
+    warmup: WarmupConfig | None = None  # of the learning rate, on top of the schedule
     train: TrainConfig
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -150,6 +155,22 @@ class ExperimentConfig(StrictModel):
     def _default_schedule(cls, value: Any) -> Any:
         """Keys of the default schedule may be set without repeating its name."""
         return {"name": OneCycleSchedule().name, **value} if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> ExperimentConfig:
+        ramp, warmup = self.train.accumulate.ramp, self.warmup
+        if ramp and (warmup is None or warmup.unit != "epochs"):
+            raise ValueError("train.accumulate.ramp needs a warmup with unit: epochs")
+        if ramp and isinstance(self.schedule, PiecewiseSchedule) and self.schedule.unit == "epochs":
+            raise ValueError("train.accumulate.ramp makes epochs of unequal steps: give the pieces in unit: steps")
+        if warmup is None:
+            return self
+        if warmup.momentum_start is not None and self.optim.name != "sgd":
+            raise ValueError(f"warmup.momentum_start needs optim.name=sgd, not {self.optim.name}")
+        groups = {"default", *(rule.name for rule in self.optim.groups)}
+        if unknown := sorted(warmup.group_start.keys() - groups):
+            raise ValueError(f"warmup.group_start: no groups {unknown} in optim.groups; there are {sorted(groups)}")
+        return self
 
     @model_validator(mode="after")
     def _batches_fit(self) -> ExperimentConfig:
@@ -174,8 +195,8 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
 
 
 def experiment_from(tree: Mapping[str, Any], where: str = "configuration") -> ExperimentConfig:
-    """The experiment of a nested mapping, for example one that ``as_dict`` made."""
-    return validate(ExperimentConfig, tree, where)
+    """The experiment of a nested mapping, for example one that ``as_dict`` made, or one that names a ``preset``."""
+    return validate(ExperimentConfig, with_preset(tree, where), where)
 
 
 # What may differ between a checkpoint's configuration and that of the run that resumes it: nothing that changes the

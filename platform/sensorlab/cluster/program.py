@@ -15,6 +15,7 @@ from sensorlab.cluster.worker import RunContext, RunSpec
 from sensorlab.data.dataset import PreparedDataset
 from sensorlab.data.local_stream import LocalStream
 from sensorlab.data.stream import SampleStream, StreamConfig, StreamSpec
+from sensorlab.engine.accumulate import Accumulation
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.checkpoint import CheckpointStore
 from sensorlab.experiment import ExperimentConfig, experiment_from
@@ -130,8 +131,13 @@ def total_epochs(config: ExperimentConfig, batches_per_epoch: int) -> int:
     budget = config.train
     if budget.max_epochs is not None:
         return budget.max_epochs
-    steps_per_epoch = -(-batches_per_epoch // budget.accumulate)
-    return -(-(budget.max_steps or 0) // steps_per_epoch)
+    accumulation = Accumulation(
+        budget.accumulate,
+        global_batch=config.data.global_batch,
+        batches_per_epoch=batches_per_epoch,
+        warmup=config.warmup,
+    )
+    return accumulation.epochs_for(budget.max_steps or 0)
 
 
 def next_cursor(spec: RunSpec, config: ExperimentConfig) -> tuple[int, int] | None:

@@ -114,9 +114,11 @@ def _train_epoch(training: Training, train_stream: SampleStream, val_stream: Sam
     training.model.train()
     batches: Iterator[Batch] | None = None
     while cursor.batch < training.batches_per_epoch and cursor.step < training.total_steps:
+        passes = training.accumulation.passes_from(cursor.epoch, cursor.batch)
+        if passes == 0:  # what is left of the epoch makes no step
+            break
         if batches is None:
             batches = train_stream.batches(cursor.epoch, cursor.batch)
-        passes = min(config.train.accumulate, training.batches_per_epoch - cursor.batch)
         record = train_step(training, batches, passes)
         training.meter.update(record)
         training.clock.totals["step"] += record.step_s

@@ -1,24 +1,27 @@
-"""Optimisers: configuration, parameter groups, gradient clipping."""
+"""Optimisers: configuration, parameter groups, rates of a step, gradient clipping."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sensorlab.config import StrictModel
+from sensorlab.engine.warmup import Rates
 from sensorlab.errors import UserError
 
 
 class GroupRule(StrictModel):
     """Settings for the parameters whose name matches one of the glob patterns.
 
-    ``kind`` patterns: ``"@bias"`` is every bias, ``"@norm"`` every parameter of a normalisation layer. The first rule
-    that lists a pattern matching a parameter owns it; a parameter that two rules match is an error, and so is a rule
-    that matches nothing.
+    Patterns by kind: ``@norm`` is every parameter of a normalisation layer, ``@norm_weight`` and ``@norm_bias`` its
+    parts, ``@bias`` every other bias. A parameter that two rules match is an error, and so is a rule that matches
+    nothing.
     """
 
     name: str
@@ -33,11 +36,30 @@ class OptimConfig(StrictModel):
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 3e-4
     weight_decay: float = 1e-7
+    weight_decay_batch: int | None = Field(default=None, ge=1)  # samples per step it is meant for: scaled to the actual
     momentum: float = 0.9  # sgd
     nesterov: bool = False  # sgd
     betas: tuple[float, float] = (0.9, 0.999)  # adam, adamw
     eps: float = 1e-8  # adam, adamw
     groups: tuple[GroupRule, ...] = ()
+
+    def decay_scale(self, samples_per_step: int) -> float:
+        """Factor on every weight decay (YOLOv5 scales it from 64 samples per step)."""
+        return samples_per_step / self.weight_decay_batch if self.weight_decay_batch else 1.0
+
+
+class ClipConfig(StrictModel):
+    """Limit on the gradients of a step: their total p-norm, or each entry."""
+
+    kind: Literal["norm", "value"] = "norm"
+    value: float = Field(gt=0)
+    p: float | Literal["inf"] = 2.0  # norm
+
+    @model_validator(mode="after")
+    def _a_norm(self) -> ClipConfig:
+        if self.p != "inf" and not 1.0 <= self.p < math.inf:
+            raise ValueError("p must be at least 1; write inf for the largest entry")
+        return self
 
 
 _NORM_LAYERS = (
@@ -61,10 +83,13 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     }
 
     def matches(name: str, pattern: str) -> bool:
+        last = name.rpartition(".")[2]
         if pattern == "@norm":
             return name in norm_names
         if pattern == "@bias":
-            return name.rpartition(".")[2] == "bias" and name not in norm_names
+            return last == "bias" and name not in norm_names
+        if pattern in ("@norm_weight", "@norm_bias"):
+            return last == pattern.removeprefix("@norm_") and name in norm_names
         return fnmatch.fnmatchcase(name, pattern)
 
     members: dict[str, list[tuple[str, Tensor]]] = {rule.name: [] for rule in config.groups}
@@ -93,31 +118,40 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     return groups
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser over the groups of ``config``; fused on CUDA."""
+def build_optimizer(model: nn.Module, config: OptimConfig, samples_per_step: int = 1) -> torch.optim.Optimizer:
+    """The optimiser over the groups of ``config``; fused on CUDA.
+
+    Args:
+        samples_per_step: samples of an optimiser step over all workers and passes, see ``weight_decay_batch``.
+    """
     groups = parameter_groups(model, config)
     on_cuda = any(parameter.is_cuda for group in groups for parameter in group["params"])
+    scale = config.decay_scale(samples_per_step)
+    for group in groups:
+        group["weight_decay"] = scale * group.get("weight_decay", config.weight_decay)
     if config.name == "sgd":
-        return torch.optim.SGD(
-            groups,
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-            fused=on_cuda,
-        )
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=on_cuda)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(
-        groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=on_cuda
-    )
+    return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=on_cuda)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set every group's rate to ``lr`` times its multiplier."""
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, rates: Rates) -> None:
+    """Give every group its factor of the peak rate ``lr`` times its multiplier, and the momentum of the step."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_multiplier"]
+        group["lr"] = lr * rates.group_factors.get(group["name"], rates.factor) * group["lr_multiplier"]
+        if rates.momentum is not None:
+            group["momentum"] = rates.momentum
 
 
-def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """Total L2 norm of the gradients, a 0-d tensor on their device."""
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+def gradient_norm(parameters: Iterable[Tensor], p: float = 2.0) -> Tensor:
+    """Total p-norm of the gradients, a 0-d tensor on their device."""
+    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None], p)
+
+
+def clip_gradients(parameters: Sequence[Tensor], config: ClipConfig, norm: Tensor) -> None:
+    """Clip in place; ``norm`` is the L2 norm that is known already."""
+    if config.kind == "value":
+        nn.utils.clip_grad_value_(parameters, config.value)
+        return
+    p = float(config.p)
+    nn.utils.clip_grads_with_norm_(parameters, config.value, norm if p == 2.0 else gradient_norm(parameters, p))

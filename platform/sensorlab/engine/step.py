@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sensorlab.engine.meters import StepRecord
-from sensorlab.engine.optim import gradient_norm, set_learning_rate
+from sensorlab.engine.optim import clip_gradients, gradient_norm, set_rates
 from sensorlab.engine.training import Training, step_seed
+from sensorlab.engine.warmup import rates
 from sensorlab.tasks.base import Batch
 
 _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,9 +30,9 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
     started = time.perf_counter()
     data_wait = 0.0
     torch.manual_seed(step_seed(config.seed, "step", cursor.step, training.workers.rank))
-    lr = config.optim.lr * config.schedule.factor(cursor.step, training.total_steps)
-    set_learning_rate(training.optimizer, lr)
-    pass_weight = 1.0 if config.train.accumulate_sum else 1.0 / num_passes
+    step_rates = rates(config.schedule, config.warmup, training.schedule_point(num_passes), config.optim.momentum)
+    set_rates(training.optimizer, config.optim.lr, step_rates)
+    pass_weight = 1.0 if config.train.accumulate.reduction == "sum" else 1.0 / num_passes
     losses: dict[str, Tensor] = {}
     extras: dict[str, Tensor] = {}
 
@@ -52,8 +53,8 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
     parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
     norm = gradient_norm(parameters)
     if _finite_or_skip(training, norm, losses):
-        if config.train.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, config.train.clip_norm, norm)
+        if config.train.clip is not None:
+            clip_gradients(parameters, config.train.clip, norm)
         training.scaler.step(training.optimizer)
         if training.ema is not None:
             training.ema.update(training.model)
@@ -67,7 +68,7 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
         losses=losses,
         extras=extras,
         grad_norm=norm,
-        lr=lr,
+        lr=config.optim.lr * step_rates.factor,
         data_wait_s=data_wait,
         step_s=time.perf_counter() - started - data_wait,
     )

@@ -15,11 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 from sensorlab.config import as_dict, digest
 from sensorlab.data.random_streams import keyed_generator
 from sensorlab.data.stream import SampleStream
+from sensorlab.engine.accumulate import Accumulation
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.checkpoint import CheckpointInfo, CheckpointStore, load
 from sensorlab.engine.ema import ExponentialAverage
 from sensorlab.engine.meters import IntervalMeter, WallClock
 from sensorlab.engine.optim import build_optimizer
+from sensorlab.engine.schedules import SchedulePoint
 from sensorlab.engine.workers import WorkerGroup
 from sensorlab.errors import UserError
 from sensorlab.experiment import ExperimentConfig, InitConfig, refuse_changed
@@ -95,7 +97,8 @@ class Training:
         self.model = task.build_model().to(workers.device)
         if config.train.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = build_optimizer(self.model, config.optim)
+        samples_per_step = config.data.global_batch * config.train.accumulate.passes_of(config.data.global_batch)
+        self.optimizer = build_optimizer(self.model, config.optim, samples_per_step)
         self.scaler = torch.amp.GradScaler(workers.device.type, enabled=config.train.precision == "fp16")
         self.ema = ExponentialAverage(self.model, config.train.ema) if config.train.ema else None
         self.network: nn.Module = TaskModule(task, self.model)
@@ -103,15 +106,35 @@ class Training:
             self.network = DistributedDataParallel(self.network)
 
         self.batches_per_epoch = train_stream.batches_per_epoch
-        self.steps_per_epoch = -(-self.batches_per_epoch // config.train.accumulate)
-        if self.steps_per_epoch == 0:
+        if self.batches_per_epoch == 0:
             raise UserError(
                 f"the training split is smaller than data.global_batch={config.data.global_batch}: no batch is "
                 "complete; lower data.global_batch or set data.last_batch=pad"
             )
+        self.accumulation = Accumulation(
+            config.train.accumulate,
+            global_batch=config.data.global_batch,
+            batches_per_epoch=self.batches_per_epoch,
+            warmup=config.warmup,
+        )
+        self.steps_per_epoch = -(-self.batches_per_epoch // self.accumulation.passes)  # after a ramp
         budget = config.train
-        self.total_steps = budget.max_steps or (budget.max_epochs or 0) * self.steps_per_epoch
-        self.total_epochs = -(-self.total_steps // self.steps_per_epoch)
+        self.total_steps = budget.max_steps or self.accumulation.steps_of(budget.max_epochs or 0)
+        self.total_epochs = budget.max_epochs or self.accumulation.epochs_for(self.total_steps)
+
+    def schedule_point(self, num_passes: int) -> SchedulePoint:
+        """Where the schedule is read for the optimiser step that begins at the cursor: at the last of its passes."""
+        cursor = self.cursor
+        batch = cursor.epoch * self.batches_per_epoch + cursor.batch + num_passes - 1
+        return SchedulePoint(
+            cursor.step,
+            batch,
+            cursor.epoch,
+            self.total_steps,
+            self.total_epochs,
+            self.steps_per_epoch,
+            self.batches_per_epoch,
+        )
 
     @property
     def finished(self) -> bool:

@@ -7,8 +7,18 @@ import torch
 from torch import nn
 
 from sensorlab.engine.ema import EmaConfig, ExponentialAverage
-from sensorlab.engine.optim import GroupRule, OptimConfig, build_optimizer, set_learning_rate
-from sensorlab.engine.schedules import ConstantSchedule, CosineSchedule, OneCycleSchedule
+from sensorlab.engine.optim import (
+    ClipConfig,
+    GroupRule,
+    OptimConfig,
+    build_optimizer,
+    clip_gradients,
+    gradient_norm,
+    parameter_groups,
+    set_rates,
+)
+from sensorlab.engine.presets import PRESETS
+from sensorlab.engine.warmup import Rates
 from sensorlab.errors import UserError
 
 
@@ -28,7 +38,7 @@ def test_rules_take_norm_and_bias_out_of_the_decay():
     optimizer = build_optimizer(model(), OptimConfig(weight_decay=0.1, groups=rules))
     assert [len(group(optimizer, name)["params"]) for name in ("default", "norm", "bias")] == [2, 2, 2]
     assert [group(optimizer, name)["weight_decay"] for name in ("default", "norm", "bias")] == [0.1, 0.0, 0.0]
-    set_learning_rate(optimizer, 0.5)
+    set_rates(optimizer, 0.5, Rates(1.0, {}, None))
     assert [group(optimizer, name)["lr"] for name in ("default", "norm", "bias")] == [0.5, 0.5, 1.0]
 
 
@@ -50,37 +60,95 @@ def test_frozen_parameters_are_left_out():
     assert len(optimizer.param_groups[0]["params"]) == 4
 
 
-@pytest.mark.parametrize("anneal", ["linear", "cosine"])
-def test_one_cycle_equals_torch(anneal):
-    schedule = OneCycleSchedule(anneal=anneal, rise_fraction=0.3, extra_steps=0)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    strategy = {"linear": "linear", "cosine": "cos"}[anneal]
-    oracle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=2.0, total_steps=50, pct_start=0.3, anneal_strategy=strategy, cycle_momentum=False
+def test_yolov5_groups_take_the_bias_of_norm_layers_apart_from_their_weight():
+    rules = tuple(
+        GroupRule(**{**rule, "match": tuple(rule["match"])}) for rule in PRESETS["yolov5_v7"]["optim"]["groups"]
     )
-    for step in range(49):
-        assert 2.0 * schedule.factor(step, 50) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
-        optimizer.step()
-        oracle.step()
+    groups = parameter_groups(model(), OptimConfig(groups=rules))
+    assert {g["name"]: len(g["params"]) for g in groups} == {"default": 2, "bias": 3, "norm": 1}
 
 
-def test_cosine_starts_low_peaks_after_warm_up_and_ends_at_its_end():
-    schedule = CosineSchedule(warmup_fraction=0.1, start_factor=0.1, end_factor=0.02)
-    factors = [schedule.factor(step, 100) for step in range(101)]
-    assert factors[0] == pytest.approx(0.1)
-    assert max(range(101), key=factors.__getitem__) == 10
-    assert factors[100] == pytest.approx(0.02)
-    assert ConstantSchedule().factor(5, 10) == 1.0
+def test_decay_scales_with_the_samples_of_a_step():
+    config = OptimConfig(
+        name="sgd",
+        weight_decay=5e-4,
+        weight_decay_batch=64,
+        groups=(GroupRule(name="bias", match=("@bias",), weight_decay=1e-3),),
+    )
+    optimizer = build_optimizer(model(), config, samples_per_step=96)
+    assert group(optimizer, "default")["weight_decay"] == pytest.approx(7.5e-4, rel=1e-12)
+    assert group(optimizer, "bias")["weight_decay"] == pytest.approx(1.5e-3, rel=1e-12)
+    assert OptimConfig().decay_scale(96) == 1.0
 
 
-def test_average_follows_the_stated_decay():
+def test_rates_reach_their_groups():
+    rules = (GroupRule(name="bias", match=("@bias",), lr_multiplier=2.0),)
+    optimizer = build_optimizer(model(), OptimConfig(name="sgd", groups=rules))
+    set_rates(optimizer, 0.5, Rates(0.1, {"bias": 4.0}, 0.7))
+    assert group(optimizer, "default")["lr"] == pytest.approx(0.05)
+    assert group(optimizer, "bias")["lr"] == pytest.approx(4.0)
+    assert [g["momentum"] for g in optimizer.param_groups] == [0.7, 0.7]
+    set_rates(optimizer, 0.5, Rates(1.0, {}, None))
+    assert group(optimizer, "bias")["lr"] == 1.0
+    assert [g["momentum"] for g in optimizer.param_groups] == [0.7, 0.7]
+
+
+GRADIENTS = [torch.tensor([3.0, -4.0]), torch.tensor([[12.0]])]  # L2 13, L1 19, largest 12
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (ClipConfig(value=6.5), [[1.5, -2.0], [[6.0]]]),
+        (ClipConfig(value=13.5), [[3.0, -4.0], [[12.0]]]),
+        (ClipConfig(value=9.5, p=1.0), [[1.5, -2.0], [[6.0]]]),
+        (ClipConfig(value=3.0, p="inf"), [[0.75, -1.0], [[3.0]]]),
+        (ClipConfig(kind="value", value=3.5), [[3.0, -3.5], [[3.5]]]),
+    ],
+)
+def test_clipping(config, expected):
+    parameters = [torch.zeros_like(gradient, requires_grad=True) for gradient in GRADIENTS]
+    for parameter, gradient in zip(parameters, GRADIENTS, strict=True):
+        parameter.grad = gradient.clone()
+    clip_gradients(parameters, config, gradient_norm(parameters))
+    for parameter, values in zip(parameters, expected, strict=True):
+        assert parameter.grad.tolist() == [pytest.approx(row, rel=1e-6) for row in values]
+
+
+def test_a_norm_below_one_is_refused():
+    with pytest.raises(ValueError, match="at least 1"):
+        ClipConfig(value=1.0, p=0.5)
+
+
+@pytest.mark.parametrize(
+    ("config", "decay"),
+    [
+        (EmaConfig(kind="warmup", decay=0.9, tau=3.0), lambda u: 0.9 * (1 - math.exp(-u / 3.0))),
+        (EmaConfig(kind="constant", decay=0.9), lambda u: 0.9 if u > 1 else 0.0),
+        (EmaConfig(kind="annealed", decay=0.9, gamma=2.0), lambda u: 1.0 - max(0.1, 2.0 / (2.0 + u - 1))),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_average_follows_the_stated_decay(config, decay):
     net = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(net.weight)
-    average = ExponentialAverage(net, EmaConfig(kind="warmup", decay=0.9, tau=3.0))
-    nn.init.ones_(net.weight)
+    average = ExponentialAverage(net, config)
     expected = 0.0
-    for update in range(1, 6):
+    for update in range(1, 26):
+        nn.init.constant_(net.weight, float(update))
         average.update(net)
-        decay = 0.9 * (1 - math.exp(-update / 3.0))
-        expected = decay * expected + (1 - decay)
-        assert float(average.model.weight) == pytest.approx(expected, rel=1e-6)
+        expected = decay(update) * expected + (1 - decay(update)) * update
+        assert float(average.model.weight) == pytest.approx(expected, rel=1e-5)
+
+
+def test_buffers_are_averaged_or_copied():
+    net = nn.BatchNorm1d(2)
+    averages = [ExponentialAverage(net, EmaConfig(decay=0.5, tau=1e-3, buffers=kind)) for kind in ("average", "copy")]
+    net.running_mean.fill_(4.0)
+    net.num_batches_tracked.fill_(3)
+    nn.init.constant_(net.weight, 2.0)
+    for average in averages:
+        average.update(net)
+    assert [float(average.model.running_mean[0]) for average in averages] == [2.0, 4.0]
+    assert [float(average.model.weight[0]) for average in averages] == [1.5, 1.5]
+    assert [int(average.model.num_batches_tracked) for average in averages] == [3, 3]
