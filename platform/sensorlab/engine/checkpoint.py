@@ -4,10 +4,14 @@ A checkpoint is a directory ``step-00000120/``:
 
     <section>.safetensors   the tensors of one section of the state (model, optimizer, ema, ...)
     state.json              everything else; a tensor is the reference {"$tensor": [section, key]}
-    MANIFEST.json           step, metrics, and bytes + SHA-256 of the files above; written last
+    MANIFEST.json           step, metrics, bytes + SHA-256 of the files above, and the digest of all this; written last
 
 It is written under a temporary name, fsynced and renamed, so a directory with a manifest is whole unless something
-altered it afterwards, and then its digests tell. No pickle is written or read.
+altered it afterwards, and then its digests tell. No pickle is written or read. A process may be killed at any point;
+what it leaves beside the checkpoints is dealt with by the next attempt (:meth:`CheckpointStore.recover`):
+
+    .tmp-*                  half written or half removed
+    .old-step-00000120/     whole; was being replaced by a later checkpoint of the same step
 """
 
 from __future__ import annotations
@@ -30,8 +34,10 @@ from sensorlab.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: the manifest carries its own digest
 _PREFIX = "step-"
+_GARBAGE = ".tmp-"
+_REPLACED = ".old-"
 _MANIFEST = "MANIFEST.json"
 _STATE = "state.json"
 
@@ -55,7 +61,7 @@ def save(path: Path, state: Mapping[str, Any], *, step: int, metrics: Mapping[st
     Raises:
         UserError: the disk is full or the directory cannot be written; nothing named ``path`` is left behind.
     """
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temporary = path.with_name(f"{_GARBAGE}{path.name}-{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -65,21 +71,38 @@ def save(path: Path, state: Mapping[str, Any], *, step: int, metrics: Mapping[st
             save_file(named, temporary / f"{section}.safetensors")
         (temporary / _STATE).write_text(json.dumps(tree), encoding="utf-8")
         files = {file.name: _describe(file) for file in sorted(temporary.iterdir())}
-        manifest = {"format": FORMAT_VERSION, "step": step, "metrics": dict(metrics), "files": files}
+        manifest: dict[str, Any] = {"format": FORMAT_VERSION, "step": step, "metrics": dict(metrics), "files": files}
+        manifest["sha256"] = _seal(manifest)
         (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for file in temporary.iterdir():
             _fsync(file)
         _fsync(temporary)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-        _fsync(path.parent)
+        _give_name(temporary, path)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"cannot write the checkpoint {path}: {error}; free space or choose another output_dir"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _give_name(temporary: Path, path: Path) -> None:
+    """Rename a complete checkpoint; one that has the name already exists in full until then."""
+    replaced = path.with_name(f"{_REPLACED}{path.name}")
+    if path.exists():
+        os.replace(path, replaced)
+    os.replace(temporary, path)
+    _fsync(path.parent)
+    if replaced.exists():
+        _remove(replaced)
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory; at no point does a part of it look like a checkpoint."""
+    garbage = path.with_name(f"{_GARBAGE}removed-{path.name}")
+    shutil.rmtree(garbage, ignore_errors=True)
+    os.replace(path, garbage)
+    shutil.rmtree(garbage, ignore_errors=True)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -128,12 +151,21 @@ def _manifest(path: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"checkpoint {path}: format {manifest['format']}, this version reads {FORMAT_VERSION}"
             )
-        manifest["files"], manifest["step"], manifest["metrics"]
+        if manifest.pop("sha256") != _seal(manifest):
+            raise CheckpointError(f"checkpoint {path}: the content of {_MANIFEST} was altered (SHA-256 differs)")
+        number = path.name.removeprefix(_PREFIX)
+        if number != path.name and not (number.isdigit() and int(number) == manifest["step"]):
+            raise CheckpointError(f"checkpoint {path}: foreign, it holds step {manifest['step']}")
     except OSError as error:
         raise CheckpointError(f"checkpoint {path}: no readable {_MANIFEST} ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {path}: {_MANIFEST} is not a manifest ({error})") from error
     return manifest
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """Digest of a manifest without its digest; floats survive JSON exactly, so writer and reader agree."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(file: Path) -> dict[str, Any]:
@@ -155,7 +187,9 @@ def _fsync(path: Path) -> None:
 def _split(value: Any, section: str, key: str, tensors: dict[str, dict[str, torch.Tensor]]) -> Any:
     """Replace the tensors in a tree by references; dict keys that are integers are marked to survive JSON."""
     if isinstance(value, torch.Tensor):
-        tensors.setdefault(section, {})[key] = value.detach().to("cpu", copy=True).contiguous()
+        if key in tensors.setdefault(section, {}):
+            raise ValueError(f"checkpoint state: two tensors of {section!r} would both be called {key!r}")
+        tensors[section][key] = value.detach().to("cpu", copy=True).contiguous()
         return {"$tensor": [section, key]}
     if isinstance(value, Mapping):
         entries = [
@@ -197,6 +231,19 @@ class CheckpointStore:
         self.best_metric = best_metric
         self.best_mode = best_mode
 
+    def recover(self) -> None:
+        """Deal with what a killed attempt left; the process that writes calls it before anything else.
+
+        A checkpoint that was to be replaced gets its name back if its successor never got it; what is half written or
+        half removed goes.
+        """
+        for replaced in self.root.glob(f"{_REPLACED}*"):
+            path = self.root / replaced.name.removeprefix(_REPLACED)
+            if not path.exists():
+                os.replace(replaced, path)
+        for garbage in [*self.root.glob(f"{_REPLACED}*"), *self.root.glob(f"{_GARBAGE}*")]:
+            shutil.rmtree(garbage, ignore_errors=True)
+
     def save(self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> Path:
         """Write the checkpoint of ``step``, then apply the retention."""
         path = self.root / f"{_PREFIX}{step:08d}"
@@ -235,7 +282,7 @@ class CheckpointStore:
             keep.add(best.path)
         for info in infos:
             if info.path not in keep:
-                shutil.rmtree(info.path)
+                _remove(info.path)
 
 
 def _best(infos: Iterable[CheckpointInfo], metric: str | None, mode: str) -> CheckpointInfo | None:

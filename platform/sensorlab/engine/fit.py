@@ -71,8 +71,7 @@ def fit(
             _start(training, resume)
         while not training.finished:
             _train_epoch(training, train_stream, val_stream)
-            _finish_epoch(training, val_stream)
-            _list_corrupt_samples(training, [stream for stream in (train_stream, val_stream) if stream])
+            _finish_epoch(training, train_stream, val_stream)
     except BaseException as error:
         for callback in training.callbacks:
             callback.on_error(training, error)
@@ -96,7 +95,10 @@ def _start(training: Training, resume: bool) -> None:
     except OSError as error:
         raise UserError(f"cannot write the run directory {training.run_dir}: {error.strerror}") from error
     # The main worker chooses, so that all restore the same checkpoint even while one is being refused.
-    found = training.store.latest() if training.workers.is_main else None
+    found = None
+    if training.workers.is_main:
+        training.store.recover()
+        found = training.store.latest()
     latest = training.workers.gather(found)[0]
     if latest is not None:
         if not resume:
@@ -128,13 +130,12 @@ def _train_epoch(training: Training, train_stream: SampleStream, val_stream: Sam
                 callback.on_step_end(training, record)
         if cursor.step % config.train.log_every_steps == 0:
             _publish_interval(training)
-        if _due(cursor.step, config.eval.every_steps):
-            _evaluate(training, val_stream)
-        if _due(cursor.step, config.checkpoint.every_steps):
+        improved = _due(cursor.step, config.eval.every_steps) and _evaluate(training, val_stream)
+        if improved or _due(cursor.step, config.checkpoint.every_steps):
             _checkpoint(training)
 
 
-def _finish_epoch(training: Training, val_stream: SampleStream | None) -> None:
+def _finish_epoch(training: Training, train_stream: SampleStream, val_stream: SampleStream | None) -> None:
     """Evaluation, then the move to the next epoch, then the checkpoint that starts there."""
     config, cursor = training.config, training.cursor
     epoch = cursor.epoch + 1
@@ -142,6 +143,7 @@ def _finish_epoch(training: Training, val_stream: SampleStream | None) -> None:
     _publish_interval(training)
     if last or _due(epoch, config.eval.every_epochs):
         _evaluate(training, val_stream)
+    _list_corrupt_samples(training, [stream for stream in (train_stream, val_stream) if stream])
     publish(training, training.clock.metrics())
     cursor.epoch, cursor.batch = epoch, 0
     if last or _due(epoch, config.checkpoint.every_epochs):
@@ -151,14 +153,15 @@ def _finish_epoch(training: Training, val_stream: SampleStream | None) -> None:
 
 
 def _list_corrupt_samples(training: Training, streams: Sequence[SampleStream]) -> None:
-    """Count the samples that were skipped, and list them in ``run_dir/corrupt_samples.txt``."""
+    """Count the samples that were skipped in all attempts, and list them in ``run_dir/corrupt_samples.txt``."""
     if training.config.data.max_corrupt_fraction == 0.0:
         return
     own = [sample.message for stream in streams for sample in stream.corrupt_samples]
-    messages = sorted({message for part in training.workers.gather(own) for message in part})
-    publish(training, {"perf/corrupt_samples": float(len(messages))})
+    found = {message for part in training.workers.gather(own) for message in part}
+    training.corrupt_samples = sorted(found.union(training.corrupt_samples))
+    publish(training, {"perf/corrupt_samples": float(len(training.corrupt_samples))})
     if training.workers.is_main:
-        listing = "".join(f"{message}\n" for message in messages)
+        listing = "".join(f"{message}\n" for message in training.corrupt_samples)
         (training.run_dir / "corrupt_samples.txt").write_text(listing, encoding="utf-8")
 
 
@@ -180,9 +183,10 @@ def _publish_interval(training: Training) -> None:
         publish(training, {**metrics, "train/epoch": epoch, **system_metrics(training.workers.device)})
 
 
-def _evaluate(training: Training, stream: SampleStream | None) -> None:
+def _evaluate(training: Training, stream: SampleStream | None) -> bool:
+    """Evaluate once per step; ``True`` if the model is the best so far, which a checkpoint must then hold."""
     if stream is None or training.evaluated_step == training.cursor.step:
-        return
+        return False
     with training.clock.span("evaluation"):
         metrics, panels = evaluate(training, stream)
     if training.config.eval.metric not in metrics:
@@ -193,17 +197,27 @@ def _evaluate(training: Training, stream: SampleStream | None) -> None:
         with training.clock.span("callback"):
             for callback in training.callbacks:
                 callback.on_panels(training, panels, training.cursor.step)
+    return training.takes_as_best(metrics[training.config.eval.metric])
 
 
 def _checkpoint(training: Training) -> None:
     with training.clock.span("checkpoint"):
         state = training.state_dict()
         if training.workers.is_main:
-            finite = {name: value for name, value in training.metrics.items() if math.isfinite(value)}
-            path = training.store.save(state, step=training.cursor.step, metrics=finite)
+            path = training.store.save(state, step=training.cursor.step, metrics=_measured(training))
             for callback in training.callbacks:
                 callback.on_checkpoint(training, path)
         training.workers.barrier()
+
+
+def _measured(training: Training) -> dict[str, float]:
+    """The finite numbers that describe the weights of now: those of an evaluation only if it was of these weights."""
+    current = training.evaluated_step == training.cursor.step
+    return {
+        name: value
+        for name, value in training.metrics.items()
+        if math.isfinite(value) and (current or not name.startswith("val/"))
+    }
 
 
 def _due(count: int, every: int | None) -> bool:

@@ -41,12 +41,12 @@ def _this_process() -> psutil.Process:
 class StepRecord:
     """What one optimiser step produced. Tensors stay on the device: reading one synchronises."""
 
-    step: int  # optimiser step just done, 0-based
+    step: int  # optimiser steps done, this one included
     epoch: int
     num_samples: int  # over all workers
     losses: dict[str, Tensor]  # scalar terms of the objective, mean over the micro-batches of the step, detached
     extras: dict[str, Tensor]
-    grad_norm: Tensor | None  # before clipping; None when clipping is off
+    grad_norm: Tensor  # L2, before clipping
     lr: float
     data_wait_s: float  # this worker
     step_s: float  # the rest of the step
@@ -89,6 +89,7 @@ class IntervalMeter:
         self._num_samples = 0
         self._data_wait_s = 0.0
         self._step_s = 0.0
+        self._lr: float | None = None  # of the last collected step
 
     def update(self, record: StepRecord) -> None:
         self._pending.append(record)
@@ -105,6 +106,7 @@ class IntervalMeter:
             self._num_samples += record.num_samples
             self._data_wait_s += record.data_wait_s
             self._step_s += record.step_s
+            self._lr = record.lr
         if entries:
             values = torch.stack([value.detach().double() for _, value in entries]).tolist()
             for (name, _), value in zip(entries, values, strict=True):
@@ -115,14 +117,13 @@ class IntervalMeter:
         """The interval's metrics over all workers (losses: mean; times: the slowest's); starts a new interval."""
         if not self._pending and not self._steps:
             return {}
-        lr = self._pending[-1].lr if self._pending else None
         self._collect()
         steps = self._steps
         metrics = workers.mean({f"train/{name}": value / steps for name, value in self._sums.items()})
         slowest = workers.max({"perf/data_wait_s": self._data_wait_s / steps, "perf/step_s": self._step_s / steps})
         metrics.update(slowest)
-        if lr is not None:
-            metrics["train/lr"] = lr
+        if self._lr is not None:
+            metrics["train/lr"] = self._lr
         seconds = sum(slowest.values()) * steps
         metrics["perf/samples_per_s"] = self._num_samples / seconds if seconds > 0 else 0.0
         self.__init__()  # type: ignore[misc]
@@ -137,6 +138,7 @@ class IntervalMeter:
             "sums": dict(self._sums),
             "data_wait_s": self._data_wait_s,
             "step_s": self._step_s,
+            "lr": self._lr,
         }
 
     def load_state_dict(self, states: Sequence[Mapping[str, Any]], workers: WorkerGroup) -> None:
@@ -150,4 +152,4 @@ class IntervalMeter:
             own["sums"] = {name: sum(state["sums"][name] for state in states) / len(states) for name in own["sums"]}
         self._steps, self._num_samples = own["steps"], own["num_samples"]
         self._data_wait_s, self._step_s = own["data_wait_s"], own["step_s"]
-        self._sums = dict(own["sums"])
+        self._sums, self._lr = dict(own["sums"]), own["lr"]

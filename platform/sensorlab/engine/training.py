@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,9 @@ class Training:
         self.meter = IntervalMeter()
         self.clock = WallClock()
         self.evaluated_step = -1  # of the last evaluation
+        self.best_objective: float | None = None
         self.skipped_steps = 0  # updates skipped because a gradient was not finite
+        self.corrupt_samples: list[str] = []  # messages of the samples that were skipped, of all workers and attempts
         self.metrics: dict[str, float] = {}  # latest value of every reported name
         self.protocols: dict[str, dict[str, Any]] = {}  # reported name -> all that defines the number
         self.store = CheckpointStore(
@@ -145,6 +148,16 @@ class Training:
         """The model that validation measures and the best checkpoint is chosen by."""
         return self.ema.model if self.ema else self.model
 
+    def takes_as_best(self, value: float) -> bool:
+        """Note the objective of an evaluation; ``True`` if it is the best so far."""
+        if not math.isfinite(value):
+            return False
+        sign = 1.0 if self.config.eval.mode == "max" else -1.0
+        if self.best_objective is not None and sign * value <= sign * self.best_objective:
+            return False
+        self.best_objective = value
+        return True
+
     def load_initial_weights(self, init: InitConfig) -> None:
         """Start from the weights of a file, and the average with them. Raises ``UserError``, see ``load_weights``."""
         report = load_weights(
@@ -178,7 +191,10 @@ class Training:
             "clock": dict(self.clock.totals),
             "skipped_steps": self.skipped_steps,
             "evaluated_step": self.evaluated_step,
+            "best_objective": self.best_objective,
+            "corrupt_samples": list(self.corrupt_samples),
             "metrics": dict(self.metrics),
+            "protocols": dict(self.protocols),
             "callbacks": {_key(self.callbacks, callback): callback.state_dict() for callback in self.callbacks},
             # The draws of augmentation and of each step are pure functions of (seed, epoch, sample) and (seed, step,
             # rank), so the seed is the whole state of the random streams.
@@ -196,12 +212,13 @@ class Training:
         """
         state = load(info.path, self.workers.device)
         refuse_changed(state["config"], self.config)
-        saved_data, data = state["provenance"].get("dataset"), self.provenance.get("dataset")
-        if saved_data != data:
-            raise UserError(
-                f"{info.path} was trained on the dataset with digest {saved_data}, this one is {data}: "
-                "resuming would see other samples"
-            )
+        for what in ("dataset", "order"):
+            saved, present = state["provenance"].get(what), self.provenance.get(what)
+            if saved != present:
+                raise UserError(
+                    f"{info.path} was trained on the {what} with digest {saved}, this one is {present}: resuming "
+                    "would see other samples, or the same ones in another order"
+                )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -213,7 +230,10 @@ class Training:
         self.clock.totals.update(state["clock"])
         self.skipped_steps = state["skipped_steps"]
         self.evaluated_step = state["evaluated_step"]
+        self.best_objective = state["best_objective"]
+        self.corrupt_samples = state["corrupt_samples"]
         self.metrics = state["metrics"]
+        self.protocols = state["protocols"]
         for callback in self.callbacks:
             callback.load_state_dict(state["callbacks"].get(_key(self.callbacks, callback), {}))
 

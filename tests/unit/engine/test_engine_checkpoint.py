@@ -43,6 +43,11 @@ def test_saving_tensors_that_share_memory_keeps_both(tmp_path):
     assert torch.equal(state["m"]["view"], tensor[1:3])
 
 
+def _replace(file, old, new):
+    assert old in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(old, new))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -53,6 +58,7 @@ def test_saving_tensors_that_share_memory_keeps_both(tmp_path):
         (lambda p: (p / "MANIFEST.json").unlink(), "no readable MANIFEST"),
         (lambda p: (p / "MANIFEST.json").write_text("{"), "not a manifest"),
         (lambda p: (p / "MANIFEST.json").write_text(json.dumps({"format": 99})), "format 99"),
+        (lambda p: _replace(p / "MANIFEST.json", b"0.5", b"0.9"), "MANIFEST.json was altered"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_name(saved, damage, message):
@@ -75,6 +81,8 @@ def test_a_pickle_is_never_executed(saved, tmp_path):
     import hashlib
 
     manifest["files"]["model.safetensors"] = {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
+    manifest.pop("sha256")
+    manifest["sha256"] = checkpoint._seal(manifest)
     (saved / "MANIFEST.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="safetensors"):
         checkpoint.load(saved)
@@ -106,6 +114,73 @@ def test_leftovers_of_a_killed_write_are_not_checkpoints(saved, tmp_path):
     shutil.copytree(saved, tmp_path / ".tmp-step-00000002-1")
     (tmp_path / "step-00000003").mkdir()
     assert CheckpointStore(tmp_path).latest().step == 1
+
+
+def _is_refused(path):
+    try:
+        checkpoint.verify(path)
+    except CheckpointError as error:
+        return path.name in str(error)
+    return False
+
+
+def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(saved):
+    """Bits of the manifest's layout do not matter; every other one does."""
+    for file in sorted(saved.iterdir()):
+        content = file.read_bytes()
+        for position in range(0, len(content), 7):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << position % 8
+            file.write_bytes(damaged)
+            if not _is_refused(saved):
+                assert file.name == "MANIFEST.json"
+                info = checkpoint.verify(saved)
+                assert (info.step, info.metrics) == (1, {"val/iou": 0.5})
+        file.write_bytes(content)
+    checkpoint.verify(saved)
+
+
+def test_a_file_cut_anywhere_is_refused(saved):
+    for file in sorted(saved.iterdir()):
+        content = file.read_bytes()
+        for length in range(0, len(content), 11):
+            file.write_bytes(content[:length])
+            with pytest.raises(CheckpointError, match=saved.name):
+                checkpoint.load(saved)
+        file.write_bytes(content)
+    checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("name", ["step-00000007", "step-00000001-backup"])
+def test_a_copy_under_another_name_is_foreign(saved, tmp_path, name, caplog):
+    shutil.copytree(saved, tmp_path / name)
+    assert CheckpointStore(tmp_path).latest().path == saved
+    assert name in caplog.text
+    assert "foreign" in caplog.text
+
+
+def test_recovery_removes_leftovers_and_undoes_a_replacement(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / ".tmp-step-00000002-1")
+    saved.rename(tmp_path / f".old-{saved.name}")
+    store = CheckpointStore(tmp_path)
+    assert store.latest() is None
+    store.recover()
+    assert store.latest().path == saved
+    assert [path.name for path in tmp_path.iterdir()] == [saved.name]
+
+
+def test_a_second_checkpoint_of_a_step_replaces_the_first(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save({"x": 1}, step=5, metrics={})
+    path = store.save({"x": 2}, step=5, metrics={})
+    assert checkpoint.load(path)["x"] == 2
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path):
+    state = {"model": {"a.b": {"c": torch.ones(1)}, "a": {"b.c": torch.zeros(1)}}}
+    with pytest.raises(ValueError, match=r"'a\.b\.c'"):
+        checkpoint.save(tmp_path / "step-1", state, step=1, metrics={})
 
 
 def test_empty_store_has_nothing(tmp_path):

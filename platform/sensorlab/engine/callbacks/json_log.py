@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.training import Training
+
+logger = logging.getLogger(__name__)
 
 
 class JsonLog(Callback):
@@ -30,7 +33,11 @@ class JsonLog(Callback):
             self._path = training.run_dir / "metrics.jsonl"
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab") as stream:
-                stream.truncate(min(self._length, os.fstat(stream.fileno()).st_size))
+                size = os.fstat(stream.fileno()).st_size
+                if size < self._length:  # someone cut it: later attempts must count from what is really there
+                    logger.warning("%s has lost its last %d bytes", self._path, self._length - size)
+                    self._length = size
+                stream.truncate(self._length)
 
     def on_metrics(self, training: Training, metrics: Mapping[str, float], step: int) -> None:
         if self._path is not None:

@@ -1,0 +1,198 @@
+"""Trainings of the toy task in processes of their own, killed with SIGKILL at chosen places.
+
+The faults are injected here, from outside: a function of the product is replaced, in the child alone, by one that
+kills the process before, in the middle of, or after a chosen call.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sensorlab.engine import checkpoint, fit
+from sensorlab.engine.callbacks.base import Callback
+from sensorlab.engine.callbacks.json_log import JsonLog
+from sensorlab.engine.ema import EmaConfig, ExponentialAverage
+from sensorlab.experiment import CheckpointConfig, EvalConfig, ExperimentConfig, TrainConfig
+from toy import SquaredError, ToyStream, ToyTask, toy_experiment
+
+# A server that has imported torch (and what its optimisers import late) forks the children: real processes to kill,
+# without the seconds of an import.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["pytest", "torch._dynamo", "sensorlab.engine.fit"])
+
+EPOCHS, STEPS_PER_EPOCH = 3, 3  # 21 samples, batches of 4, two passes a step: the last step of an epoch has one pass
+
+
+def experiment(**changes: Any) -> ExperimentConfig:
+    """Every second step and every epoch a checkpoint, of which one is kept: step 6 is saved twice.
+
+    Logging intervals of up to four steps are cut by checkpoints and by the ends of epochs.
+    """
+    sections = {
+        "eval": EvalConfig(metric="val/mse", mode="min", every_epochs=1, every_steps=4),
+        "train": TrainConfig(max_epochs=EPOCHS, log_every_steps=4, accumulate=2, ema=EmaConfig(tau=5.0)),
+        "checkpoint": CheckpointConfig(every_epochs=1, every_steps=2, keep_latest=1),
+    }
+    return toy_experiment(**(sections | changes))
+
+
+class Witness(Callback):
+    """Notes, durably enough to survive the kill, where attempts start and which checkpoints were complete."""
+
+    priority = 0
+
+    def on_fit_start(self, training):
+        self._note(training, "started", training.cursor.step)
+
+    def on_checkpoint(self, training, path):
+        self._note(training, "saved", training.cursor.step)
+
+    def _note(self, training, what, step):
+        with (training.run_dir / "witness.jsonl").open("a") as stream:
+            stream.write(json.dumps([what, step]) + "\n")
+
+
+def witnessed(run_dir: Path) -> list[tuple[str, int]]:
+    return [tuple(json.loads(line)) for line in (run_dir / "witness.jsonl").read_text().splitlines()]
+
+
+def train(config: ExperimentConfig, run_dir: Path) -> None:
+    task = ToyTask(config.task)
+    streams = ToyStream(21, 4, task, seed=config.seed), ToyStream(9, 4, task, training=False)
+    fit.fit(config, task, *streams, run_dir=run_dir, callbacks=[JsonLog(), Witness()])
+
+
+def in_child(run_dir: Path, fault: str | None = None, call: int = 0, config: ExperimentConfig | None = None) -> int:
+    """Train in a child, killed by call number ``call`` (from 1) of ``fault``; its exit code."""
+    process = CONTEXT.Process(target=_child, args=(config or experiment(), run_dir, fault, call))
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None, "the child hangs"
+    return process.exitcode
+
+
+def _child(config: ExperimentConfig, run_dir: Path, fault: str | None, call: int) -> None:
+    torch.set_num_threads(1)
+    if fault == "file operation":
+        _kill_at_file_operation(run_dir, call)
+    elif fault is not None:
+        FAULTS[fault](call)
+    train(config, run_dir)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# ------------------------------------------------------------------------------------------ faults at named places
+
+
+def _wrap(owner: Any, name: str, fault: Callable[..., None], call: int, after: bool = False, only=None) -> None:
+    """Replace ``owner.name``: call number ``call`` (of those that ``only`` accepts) runs ``fault(*args)``."""
+    original, calls = getattr(owner, name), 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += only is None or only(*args)
+        due = calls == call and (only is None or only(*args))
+        if due and not after:
+            fault(*args)
+        result = original(*args, **kwargs)
+        if due and after:
+            fault(*args)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def _before(owner: Any, name: str, only=None) -> Callable[[int], None]:
+    return lambda call: _wrap(owner, name, lambda *_: die(), call, only=only)
+
+
+def _after(owner: Any, name: str, only=None) -> Callable[[int], None]:
+    return lambda call: _wrap(owner, name, lambda *_: die(), call, after=True, only=only)
+
+
+def _tear_weights(call: int) -> None:
+    def tear(tensors, path):
+        os.truncate(path, os.path.getsize(path) // 2)
+        die()
+
+    _wrap(checkpoint, "save_file", tear, call, after=True)
+
+
+def _tear_text(name: str) -> Callable[[int], None]:
+    def tear(path, text, *_):
+        path.write_bytes(text.encode()[: len(text) // 2])
+        die()
+
+    return lambda call: _wrap(Path, "write_text", tear, call, only=lambda path, *_: path.name == name)
+
+
+def _tear_log(call: int) -> None:
+    def tear(log, training, metrics, step):
+        with (training.run_dir / "metrics.jsonl").open("a") as stream:
+            stream.write(json.dumps({"step": step, **metrics})[:20])
+        die()
+
+    _wrap(JsonLog, "on_metrics", tear, call)
+
+
+def _to_checkpoint(source, target) -> bool:
+    return Path(target).name.startswith("step-")
+
+
+def _is_checkpoint(path, *_) -> bool:
+    return "step-" in Path(path).name and Path(path).is_dir()
+
+
+FAULTS: dict[str, Callable[[int], None]] = {
+    "before the forward pass": _before(ToyTask, "forward"),
+    "before the optimiser step": _before(torch.optim.AdamW, "step"),
+    "between optimiser step and average": _before(ExponentialAverage, "update"),
+    "between average and cursor": _after(ExponentialAverage, "update"),
+    "after a step, before its record": _after(fit, "train_step"),
+    "in evaluation": _before(SquaredError, "update"),
+    "between evaluation and log": _after(fit, "evaluate"),
+    "in a line of the log": _tear_log,
+    "after a line of the log": _after(JsonLog, "on_metrics"),
+    "before a checkpoint": _before(checkpoint, "save"),
+    "in a tensor file": _tear_weights,
+    "between tensor files": _before(checkpoint, "save_file"),
+    "in state.json": _tear_text("state.json"),
+    "before the manifest": _before(Path, "write_text", only=lambda path, *_: path.name == "MANIFEST.json"),
+    "in the manifest": _tear_text("MANIFEST.json"),
+    "before the rename": _before(os, "replace", only=_to_checkpoint),
+    "after the rename": _after(os, "replace", only=_to_checkpoint),
+    "after the removal of old ones": _after(checkpoint.CheckpointStore, "save"),
+    "after the checkpoint was reported": _after(fit, "_checkpoint"),
+}
+
+
+# --------------------------------------------------------------------------------- faults at every file operation
+
+
+def _kill_at_file_operation(run_dir: Path, call: int) -> None:
+    """Die just before operation number ``call`` of this process on a file of the run; writes nothing if 0.
+
+    Python announces each operation (open, rename, remove, truncate, ...) to audit hooks before it is done.
+    """
+    prefix, calls = str(run_dir), 0
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal calls
+        if event.startswith(("open", "os.", "shutil.")) and any(str(arg).startswith(prefix) for arg in args[:2]):
+            calls += 1
+            if calls == call:
+                die()
+
+    sys.addaudithook(hook)

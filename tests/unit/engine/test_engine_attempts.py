@@ -1,0 +1,113 @@
+"""What a second attempt of a run knows of the first, beyond weights and log lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from kill_child import experiment
+
+from sensorlab.data.payload import CorruptSample
+from sensorlab.engine.callbacks.base import Callback
+from sensorlab.engine.callbacks.json_log import JsonLog
+from sensorlab.engine.checkpoint import CheckpointStore
+from sensorlab.engine.fit import fit
+from sensorlab.experiment import CheckpointConfig, DataConfig, EvalConfig, ExperimentConfig
+from toy import ToyStream, ToyTask
+
+
+class Interrupted(Exception):
+    pass
+
+
+class StopAtStep(Callback):
+    """Raises at the first number that is reported at ``step``; keeps the training."""
+
+    priority = 0
+
+    def __init__(self, step: int = -1) -> None:
+        self.step = step
+
+    def on_fit_start(self, training):
+        self.training = training
+
+    def on_step_end(self, training, record):
+        if record.step == self.step:
+            raise Interrupted
+
+
+def run(config: ExperimentConfig, run_dir: Path, stop: int = -1, corrupt: tuple[CorruptSample, ...] = ()):
+    task, stopper = ToyTask(config.task), StopAtStep(stop)
+    train, val = ToyStream(21, 4, task), ToyStream(9, 4, task, training=False)
+    train.corrupt_samples += corrupt
+    try:
+        fit(config, task, train, val, run_dir=run_dir, callbacks=[JsonLog(), stopper])
+    except Interrupted:
+        assert stop >= 0
+    return stopper.training
+
+
+def test_corrupt_samples_of_all_attempts_are_counted_and_listed(tmp_path):
+    config = experiment(data=DataConfig(path="nowhere", global_batch=4, max_corrupt_fraction=0.5))
+    run(config, tmp_path, stop=5, corrupt=(CorruptSample(3, "shard 0", "sample 'x' is bad"),))
+    second = run(config, tmp_path, corrupt=(CorruptSample(4, "shard 0", "sample 'y' is bad"),))
+    assert second.metrics["perf/corrupt_samples"] == 2
+    assert (tmp_path / "corrupt_samples.txt").read_text().splitlines() == ["sample 'x' is bad", "sample 'y' is bad"]
+
+
+def test_the_count_of_corrupt_samples_is_in_the_checkpoint_of_its_epoch(tmp_path):
+    config = experiment(data=DataConfig(path="nowhere", global_batch=4, max_corrupt_fraction=0.5))
+    run(config, tmp_path, corrupt=(CorruptSample(3, "shard 0", "sample 'x' is bad"),))
+    length = (tmp_path / "metrics.jsonl").stat().st_size
+    again = run(config, tmp_path)  # nothing is left to do, and nothing that was logged is cut off
+    assert again.metrics["perf/corrupt_samples"] == 1
+    assert (tmp_path / "metrics.jsonl").stat().st_size == length
+
+
+def test_protocols_are_known_before_the_next_evaluation(tmp_path):
+    first = run(experiment(), tmp_path, stop=5)
+    again = run(experiment(), tmp_path, stop=5)
+    assert again.evaluated_step == 4  # of the first attempt
+    assert again.protocols == first.protocols
+    assert again.protocols["val/mse"]["metric"] == "mse"
+
+
+def test_a_checkpoint_is_ranked_by_an_evaluation_of_its_own_weights(tmp_path):
+    config = experiment(
+        eval=EvalConfig(metric="val/mse", mode="min", every_epochs=None, every_steps=4),
+        checkpoint=CheckpointConfig(every_steps=2, every_epochs=None, keep_latest=10),
+    )
+    run(config, tmp_path)
+    ranked = {info.step: "val/mse" in info.metrics for info in CheckpointStore(tmp_path / "checkpoints").all()}
+    assert ranked == {2: False, 4: True, 6: False, 8: True, 9: True}
+
+
+def test_the_rate_is_reported_where_a_checkpoint_cuts_the_interval(tmp_path):
+    config = experiment(checkpoint=CheckpointConfig(every_steps=1))
+    run(config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    reported = [line for line in lines if "train/loss" in line]
+    assert len(reported) == 5
+    assert all("train/lr" in line for line in reported)
+
+
+def test_a_log_that_was_cut_from_outside_is_named_and_has_no_line_twice(tmp_path, caplog):
+    run(experiment(), tmp_path, stop=5)
+    (tmp_path / "metrics.jsonl").write_text("")
+    run(experiment(), tmp_path, stop=7)
+    assert "metrics.jsonl has lost its last" in caplog.text
+    run(experiment(), tmp_path)
+    steps = [
+        line["step"]
+        for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+        if "train/loss" in line
+    ]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_before_the_first_checkpoint_a_run_starts_anew(tmp_path, stop):
+    run(experiment(checkpoint=CheckpointConfig(every_epochs=1)), tmp_path, stop=stop)
+    assert CheckpointStore(tmp_path / "checkpoints").latest() is None
+    assert run(experiment(), tmp_path).cursor.step == 9
