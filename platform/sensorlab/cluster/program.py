@@ -102,11 +102,12 @@ def stream_specs(config: ExperimentConfig, dataset: str) -> dict[str, StreamSpec
     """What is streamed, by name; equal in the driver and in every worker.
 
     Raises:
-        UserError: no prepared dataset there, a split is missing or empty.
+        UserError: no prepared dataset there, it lacks what the task asks for, a split is missing or empty.
     """
     data = config.data
     prepared = PreparedDataset.open(dataset)
     task = build_task(config)
+    task.check_dataset(prepared.manifest)
     tasks = max(2, math.ceil(config.resources.data_cpus))
     options = StreamConfig(
         transform_in=data.transform_in,

@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from sensorlab.data.random_streams import SampleRandom
 from sensorlab.data.sample import Sample
 from sensorlab.errors import UserError
 from sensorlab.metrics.base import Metric
+
+if TYPE_CHECKING:
+    from sensorlab.data.dataset import Manifest
 
 Arrays = dict[str, np.ndarray]
 Batch = dict[str, Tensor]
@@ -34,6 +37,13 @@ class BaseTask(ABC):
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def check_dataset(self, manifest: Manifest) -> None:  # noqa: B027  (optional)
+        """Compare what the configuration asks for with what a prepared dataset has, before anything is read from it.
+
+        Raises:
+            UserError: names the key, what it asks for, what the dataset has and how to prepare one that fits.
+        """
 
     @property
     @abstractmethod

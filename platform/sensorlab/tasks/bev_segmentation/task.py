@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -35,12 +36,16 @@ from sensorlab.models.simple_bev import SimpleBEV
 from sensorlab.models.weights import load_weights
 from sensorlab.tasks.base import Arrays, BaseTask, Batch, Outputs
 from sensorlab.tasks.bev_segmentation import sensors
+from sensorlab.tasks.bev_segmentation.compatibility import check_dataset
 from sensorlab.tasks.bev_segmentation.config import BEVSegmentationConfig
 from sensorlab.tasks.bev_segmentation.instances import Instances, decode_instances
 from sensorlab.tasks.bev_segmentation.labels import LabelRules, build_labels
 from sensorlab.tasks.bev_segmentation.losses import bev_losses
 from sensorlab.tasks.bev_segmentation.panels import draw_panel
 from sensorlab.tasks.bev_segmentation.views import View, choose_views, decode_views, draw_crops
+
+if TYPE_CHECKING:
+    from sensorlab.data.dataset import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +64,9 @@ class BEVSegmentation(BaseTask):
             legacy_corners=config.is_legacy("label_corners"),
             double_offset=config.is_legacy("offset_doubling"),
         )
+
+    def check_dataset(self, manifest: Manifest) -> None:
+        check_dataset(self.config, manifest)
 
     @property
     def columns(self) -> tuple[str, ...]:
