@@ -24,6 +24,7 @@ class ToyConfig(StrictModel):
     dropout: float = 0.2
     norm: bool = True
     poison_step: int = -1  # the loss of this sample index is NaN
+    poison_input: int = -1  # so is the input of this one
 
 
 class SquaredError(SumMetric):
@@ -56,7 +57,8 @@ class ToyTask(BaseTask):
         return nn.Sequential(nn.Linear(4, width), norm, nn.ReLU(), nn.Dropout(self.config.dropout), nn.Linear(width, 1))
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
-        return {"y": model(batch["x"])}
+        poisoned = (batch["index"] == self.config.poison_input)[:, None]
+        return {"y": model(torch.where(poisoned, float("nan"), batch["x"]))}
 
     def losses(self, model: nn.Module, outputs: Outputs, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         error = outputs["y"] - batch["y"]

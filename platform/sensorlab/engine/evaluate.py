@@ -47,9 +47,14 @@ def evaluate(training: Training, stream: SampleStream) -> tuple[dict[str, float]
         for metric in metrics.values():
             metric.update(outputs, batch)
         if training.workers.is_main and len(panels) < config.eval.panels:
-            panels += task.panels(outputs, batch)[: config.eval.panels - len(panels)]
+            few = config.eval.panels - len(panels)
+            panels += task.panels(_first(outputs, few), _first(batch, few))
     model.train(was_training)
     return _reported(training, metrics, sums, count), panels
+
+
+def _first(arrays: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    return {name: value[:count] for name, value in arrays.items()}
 
 
 def _with_total(terms: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> dict[str, Tensor]:

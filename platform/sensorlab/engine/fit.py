@@ -116,11 +116,12 @@ def _train_epoch(training: Training, train_stream: SampleStream, val_stream: Sam
     training.model.train()
     batches: Iterator[Batch] | None = None
     while cursor.batch < training.batches_per_epoch and cursor.step < training.total_steps:
-        passes = training.accumulation.passes_from(cursor.epoch, cursor.batch)
-        if passes == 0:  # what is left of the epoch makes no step
-            break
         if batches is None:
             batches = train_stream.batches(cursor.epoch, cursor.batch)
+        passes = training.accumulation.passes_from(cursor.epoch, cursor.batch)
+        if passes == 0:  # the batches that are left make no step: read past them, so that the stream stays in order
+            cursor.batch += sum(1 for _ in batches)
+            break
         record = train_step(training, batches, passes)
         training.meter.update(record)
         training.clock.totals["step"] += record.step_s
@@ -141,12 +142,11 @@ def _finish_epoch(training: Training, train_stream: SampleStream, val_stream: Sa
     epoch = cursor.epoch + 1
     last = cursor.step >= training.total_steps
     _publish_interval(training)
-    if last or _due(epoch, config.eval.every_epochs):
-        _evaluate(training, val_stream)
+    improved = (last or _due(epoch, config.eval.every_epochs)) and _evaluate(training, val_stream)
     _list_corrupt_samples(training, [stream for stream in (train_stream, val_stream) if stream])
     publish(training, training.clock.metrics())
     cursor.epoch, cursor.batch = epoch, 0
-    if last or _due(epoch, config.checkpoint.every_epochs):
+    if last or improved or _due(epoch, config.checkpoint.every_epochs):
         _checkpoint(training)
     for callback in training.callbacks:
         callback.on_epoch_end(training, training.metrics)

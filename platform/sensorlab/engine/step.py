@@ -33,6 +33,7 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
     step_rates = rates(config.schedule, config.warmup, training.schedule_point(num_passes), config.optim.momentum)
     set_rates(training.optimizer, config.optim.lr, step_rates)
     pass_weight = 1.0 if config.train.accumulate.reduction == "sum" else 1.0 / num_passes
+    buffers = [buffer.clone() for buffer in training.model.buffers()] if config.train.nonfinite == "skip" else []
     losses: dict[str, Tensor] = {}
     extras: dict[str, Tensor] = {}
 
@@ -52,7 +53,7 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
     training.scaler.unscale_(training.optimizer)
     parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
     norm = gradient_norm(parameters)
-    if _finite_or_skip(training, norm, losses):
+    if _finite_or_skip(training, norm, losses, buffers):
         if config.train.clip is not None:
             clip_gradients(parameters, config.train.clip, norm)
         training.scaler.step(training.optimizer)
@@ -98,10 +99,19 @@ def _accumulate(sums: dict[str, Tensor], values: dict[str, Tensor], weight: floa
         sums[name] = sums[name] + value if name in sums else value
 
 
-def _finite_or_skip(training: Training, norm: Tensor, losses: dict[str, Tensor]) -> bool:
-    """Whether to update. The norm is of the exchanged gradients, so all workers decide alike."""
-    if bool(torch.isfinite(norm)) or training.scaler.is_enabled():  # the scaler skips by itself and lowers its scale
+def _finite_or_skip(training: Training, norm: Tensor, losses: dict[str, Tensor], buffers: list[Tensor]) -> bool:
+    """Whether to update. The norm is of the exchanged gradients, so all workers decide alike.
+
+    A skipped step leaves no trace: ``buffers`` (running statistics) are put back too. With fp16 an overflow is a normal
+    event: the scaler lowers its scale, and the step is skipped without counting against the budget.
+    """
+    if bool(torch.isfinite(norm)):
         return True
+    for buffer, before in zip(training.model.buffers(), buffers, strict=False):
+        buffer.copy_(before)
+    if training.scaler.is_enabled():
+        training.scaler.step(training.optimizer)  # sees the overflow and does nothing, as ``update`` expects
+        return False
     config = training.config.train
     training.skipped_steps += 1
     values = ", ".join(f"{name}={float(value):.4g}" for name, value in losses.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,31 @@ def test_skipped_samples_are_counted_and_listed(tmp_path):
     result = fit(config, task, stream, None, run_dir=tmp_path)
     assert result.metrics["perf/corrupt_samples"] == 1
     assert "sample 'x'" in (tmp_path / "corrupt_samples.txt").read_text()
+
+
+@pytest.mark.parametrize("eval_every", [2, 3, 5])
+def test_the_best_checkpoint_holds_the_weights_that_were_measured(tmp_path, eval_every):
+    # Evaluations and checkpoints fall on different steps.
+    config = experiment(
+        eval=EvalConfig(metric="val/mse", mode="min", every_epochs=None, every_steps=eval_every),
+        checkpoint=CheckpointConfig(every_epochs=None, every_steps=4, keep_latest=1),
+        train=TrainConfig(max_epochs=4, log_every_steps=2),
+        optim=OptimConfig(lr=0.05),
+    )
+    result = run(config, tmp_path)
+    measured = {}
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        if "val/mse" in entry:
+            measured[entry["step"]] = entry["val/mse"]
+    best_step = min(measured, key=measured.get)
+    best = checkpoint.read_info(result.best_checkpoint)
+    assert (best.step, best.metrics["val/mse"]) == (best_step, measured[best_step])
+
+
+def test_a_skipped_step_leaves_no_trace_in_the_running_statistics(tmp_path):
+    train = TrainConfig(max_epochs=1, nonfinite="skip", nonfinite_budget=1)
+    run(experiment(task=ToyConfig(poison_input=5), train=train), tmp_path)
+    state, _ = final_state(tmp_path)
+    assert torch.isfinite(state["model"]["1.running_mean"]).all()
+    assert torch.isfinite(state["model"]["0.weight"]).all()

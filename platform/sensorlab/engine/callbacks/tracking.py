@@ -43,6 +43,7 @@ class Tracking(Callback):
         self._log_scaled = log_scaled
         self._code_root = code_root
         self._described: set[str] = set()
+        self._last_logged_step = -1
 
     def on_fit_start(self, training: Training) -> None:
         recorder = self._recorder
@@ -59,6 +60,7 @@ class Tracking(Callback):
 
     def on_metrics(self, training: Training, metrics: Mapping[str, float], step: int) -> None:
         self._recorder.log(metrics, step)
+        self._last_logged_step = step
         if training.protocols.keys() - self._described:
             self._described.update(training.protocols)
             self._recorder.log_dict(training.protocols, "config/protocols.json")
@@ -92,6 +94,9 @@ class Tracking(Callback):
         if not killed:
             self._recorder.set_tags({"sensorlab.error": f"{type(error).__name__}: {error}"[:500]})
         self._close("KILLED" if killed else "FAILED")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_logged_step": self._last_logged_step}
 
     def _close(self, status: RunStatus) -> None:
         self._recorder.close(status)
