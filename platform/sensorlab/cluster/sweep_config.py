@@ -19,10 +19,27 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sensorlab.config import StrictModel, apply_overrides, canonical_json, merge, nested, parse_yaml, validate
+from sensorlab.config import StrictModel, apply_overrides, canonical_json, flatten, merge, nested, parse_yaml, validate
 from sensorlab.errors import UserError
 
 _SPACE_PREFIX = "sweep.space."
+
+# Keys that a trial cannot have a value of its own for, and why: whoever searched them would compare equal trials.
+_COMMON_TO_ALL = {
+    "name": "it is the first part of the sweep's name",
+    "output_dir": "all trials of a sweep lie in one directory",
+    "data.path": "the dataset is found once, before the first trial, and is the same for all",
+    "data.prepare": "the dataset is found once, before the first trial, and is the same for all",
+    "resources": "what a trial occupies is reserved from the experiment's own values, before its values are drawn",
+    "tracking": "all trials of a sweep are recorded in one store, under one experiment",
+    "eval.metric": "trials are compared by sweep.objective, which also chooses their best checkpoint",
+    "eval.mode": "trials are compared by sweep.objective in the direction of sweep.mode",
+    "checkpoint": "what is saved, and how often, does not change what is trained",
+}
+_COMMON_TO_RUNGS = dict.fromkeys(
+    ("train.max_epochs", "train.max_steps"),
+    "scheduler asha compares trials at the same epochs, so they need the same budget (or sweep.scheduler=none)",
+)
 
 
 class Dimension(StrictModel):
@@ -165,9 +182,11 @@ def check_space(
 
     Raises:
         UserError: unknown key (the nearest valid one is named), value of a wrong type or out of bounds, a key both
-            searched and set.
+            searched and set, a key that the sweep decides for all trials.
     """
+    common = _COMMON_TO_ALL | (_COMMON_TO_RUNGS if sweep.scheduler == "asha" else {})
     for key, dimension in sweep.space.items():
+        _refuse_common(key, dimension, common)
         for override in fixed:
             if key == override or key.startswith(f"{override}.") or override.startswith(f"{key}."):
                 raise UserError(
@@ -179,6 +198,18 @@ def check_space(
                 build(merge(base, nested(key, value)))
             except UserError as error:
                 raise UserError(f"sweep.space.{key}: the value {value!r} does not fit: {error}") from None
+
+
+def _refuse_common(key: str, dimension: Dimension, common: Mapping[str, str]) -> None:
+    """Refuse a dimension that sets one of the ``common`` keys, itself or inside of a mapping among its values."""
+    for searched in {name: None for value in dimension.samples() for name in flatten(nested(key, value))}:
+        for decided, reason in common.items():
+            if searched == decided or searched.startswith(f"{decided}."):
+                inside = f" (it sets {searched})" if searched != key else ""
+                raise UserError(
+                    f"sweep.space.{key}{inside}: {decided} has one value for all trials, because {reason}; "
+                    f"set {decided} outside of sweep.space, or start one sweep for each value"
+                )
 
 
 def resolve(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,6 +82,34 @@ def test_values_are_checked_against_the_experiment(space, message):
         check_space(sweep_of(**space), BASE, experiment_from)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "decided", "reason"),
+    [
+        ("name", "a", "name", "first part of the sweep's name"),
+        ("output_dir", "a", "output_dir", "one directory"),
+        ("data.path", "a", "data.path", "found once"),
+        ("data.prepare.scenes", 4, "data.prepare", "found once"),
+        ("resources.num_workers", 1, "resources", "reserved"),
+        ("tracking.experiment", "a", "tracking", "one store"),
+        ("eval.metric", "val/loss", "eval.metric", "sweep.objective"),
+        ("eval.mode", "min", "eval.mode", "sweep.mode"),
+        ("checkpoint.keep_latest", 1, "checkpoint", "what is saved"),
+        ("train.max_epochs", 3, "train.max_epochs", "scheduler asha"),
+        ("train.max_steps", 3, "train.max_steps", "scheduler asha"),
+        ("eval", {"metric": "val/loss"}, "eval.metric", "sweep.objective"),  # as part of a whole section
+    ],
+)
+def test_what_the_sweep_decides_for_all_trials_cannot_be_searched(key, value, decided, reason):
+    sweep = load_sweep({"space": {key: {"choice": [value]}}})
+    with pytest.raises(UserError, match=rf"sweep\.space\.{key}.*: {decided} has one value for all trials.*{reason}"):
+        check_space(sweep, BASE, experiment_from)
+
+
+def test_without_rungs_trials_may_differ_in_their_epochs():
+    space = {"train.max_epochs": {"choice": [1, 3]}, "eval.panels": {"choice": [0, 1]}}
+    check_space(load_sweep({"space": space, "scheduler": "none"}), BASE, experiment_from)
+
+
 @pytest.mark.parametrize("fixed", ["optim.lr", "optim"])
 def test_a_searched_key_cannot_be_set_too(fixed):
     with pytest.raises(UserError, match=r"sweep\.space\.optim\.lr=null"):
