@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sensorlab.config import digest
 from sensorlab.data.stream import SampleStream
 from sensorlab.engine.step import autocast, to_device
 from sensorlab.engine.training import Training
@@ -61,6 +63,15 @@ def _with_total(terms: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> di
     return {"loss": torch.stack(list(terms.values())).sum(), **terms, **extras}
 
 
+def _evaluated_on(training: Training) -> dict[str, Any]:
+    """The part of a protocol that says which samples were measured."""
+    return {
+        "dataset": training.provenance.get("dataset"),
+        "split": training.config.data.val_split,
+        "max_batches": training.config.eval.max_batches,
+    }
+
+
 def _reported(
     training: Training, metrics: Mapping[str, Metric], sums: Mapping[str, float], count: int
 ) -> dict[str, float]:
@@ -75,15 +86,13 @@ def _reported(
             metric.merge(part["states"][name])
         for key, value in metric.compute().items():
             reported[f"val/{key}"] = value
-            training.protocols[f"val/{key}"] = {
-                **metric.protocol.model_dump(mode="json"),
-                "dataset": training.provenance.get("dataset"),
-                "split": training.config.data.val_split,
-                "max_batches": training.config.eval.max_batches,
-            }
+            training.protocols[f"val/{key}"] = {**metric.protocol.model_dump(mode="json"), **_evaluated_on(training)}
     total = sum(part["count"] for part in gathered)
     for name in sorted({name for part in gathered for name in part["sums"]}):
         reported[f"val/{name}"] = sum(part["sums"].get(name, 0.0) for part in gathered) / max(total, 1)
+        # A loss is defined by the whole task: its weights, labels, grid and sensors.
+        task = digest(training.config.task)
+        training.protocols[f"val/{name}"] = {"metric": name, "task": task, **_evaluated_on(training)}
     objective = training.config.eval.metric
     first = {objective: reported[objective]} if objective in reported else {}
     return {**first, **reported, "val/num_samples": float(total)}

@@ -68,6 +68,8 @@ def fit(
     )
     try:
         with training.clock.span("restart"):
+            if val_stream is not None:
+                _check_objective(training)
             _start(training, resume)
         while not training.finished:
             _train_epoch(training, train_stream, val_stream)
@@ -87,6 +89,15 @@ def fit(
         last_checkpoint=last.path if last else None,
         config_digest=training.config_digest,
     )
+
+
+def _check_objective(training: Training) -> None:
+    """A misspelt objective must not cost an epoch."""
+    names = [f"val/{key}" for metric in training.task.metrics().values() for key in metric.compute()]
+    if training.config.eval.metric not in {*names, "val/loss"}:
+        raise UserError(
+            f"eval.metric={training.config.eval.metric} is not reported; the task reports {', '.join(names)}, val/loss"
+        )
 
 
 def _start(training: Training, resume: bool) -> None:
@@ -189,8 +200,6 @@ def _evaluate(training: Training, stream: SampleStream | None) -> bool:
         return False
     with training.clock.span("evaluation"):
         metrics, panels = evaluate(training, stream)
-    if training.config.eval.metric not in metrics:
-        raise UserError(f"eval.metric={training.config.eval.metric} is not reported; reported: {', '.join(metrics)}")
     training.evaluated_step = training.cursor.step
     publish(training, metrics)
     if panels and training.workers.is_main:
