@@ -123,8 +123,8 @@ class ResourcesConfig(StrictModel):
 
 
 class ExperimentConfig(StrictModel):
-    """Everything that determines a training. ``preset: NAME`` in its file starts from the settings of an original system
-    (``engine/presets.py``).
+    """Everything that determines a training. ``preset: NAME`` in its file starts from the optimisation settings of an
+    original system (``engine/presets.py``).
     """
 
     name: str  # first part of the names of its runs and sweeps
@@ -149,12 +149,6 @@ class ExperimentConfig(StrictModel):
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
             raise ValueError("a mapping with the 'name' of a task")
         return validate(task_class(value["name"]).Config, value, where="task")
-
-    @field_validator("schedule", mode="before")
-    @classmethod
-    def _default_schedule(cls, value: Any) -> Any:
-        """Keys of the default schedule may be set without repeating its name."""
-        return {"name": OneCycleSchedule().name, **value} if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> ExperimentConfig:
@@ -196,7 +190,11 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
 
 def experiment_from(tree: Mapping[str, Any], where: str = "configuration") -> ExperimentConfig:
     """The experiment of a nested mapping, for example one that ``as_dict`` made, or one that names a ``preset``."""
-    return validate(ExperimentConfig, with_preset(tree, where), where)
+    tree = with_preset(tree, where)
+    schedule = tree.get("schedule")
+    if isinstance(schedule, Mapping):  # here, not in a validator: after one, pydantic refuses lists for tuples
+        tree = {**tree, "schedule": {"name": OneCycleSchedule().name, **schedule}}
+    return validate(ExperimentConfig, tree, where)
 
 
 # What may differ between a checkpoint's configuration and that of the run that resumes it: nothing that changes the
