@@ -98,7 +98,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _connect(args: argparse.Namespace, experiment: ExperimentConfig, in_sweep: bool) -> Cluster:
-    worker_groups_in_trials = in_sweep and not trains_in_process(experiment.resources)
+    worker_groups_in_trials = in_sweep and not trains_in_process(experiment.resources, in_sweep=True, local=False)
     cluster = connect(address=args.address, dashboard=worker_groups_in_trials)
     kind = "local Ray cluster" if cluster.local else "Ray cluster"
     _say(f"{kind} at {cluster.address}: {len(cluster.nodes)} node(s), {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs")

@@ -92,7 +92,7 @@ def run_single(plan: RunPlan, cluster: Cluster, program: Program) -> dict[str, A
     config = plan.experiment
     needs = demand(config, in_sweep=False)
     concurrent_runs(needs, cluster.nodes)
-    alone = trains_in_process(config.resources)
+    alone = trains_in_process(config.resources, in_sweep=False, local=cluster.local)
     store = open_store(plan.tracking_uri, config.tracking.experiment) if plan.tracking_uri else None
     run_id = plan.run_id or (_create_run(store, plan) if store else None)
     plan.save(run_id)

@@ -202,7 +202,7 @@ def _new_tuner(plan: SweepPlan, trainable: Any, concurrent: int) -> Any:
             num_samples=1 if sweep.algorithm == "grid" else sweep.num_trials,
             max_concurrent_trials=concurrent if sweep.algorithm == "optuna" else None,
             time_budget_s=sweep.time_budget_s,
-            reuse_actors=trains_in_process(plan.experiment.resources),  # a stopped group takes its process along
+            reuse_actors=_trials_train_in_process(plan),  # a stopped group takes its process along
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
@@ -215,6 +215,10 @@ def _new_tuner(plan: SweepPlan, trainable: Any, concurrent: int) -> Any:
             verbose=0,
         ),
     )
+
+
+def _trials_train_in_process(plan: SweepPlan) -> bool:
+    return trains_in_process(plan.experiment.resources, in_sweep=True, local=False)
 
 
 def _search_algorithm(sweep: SweepConfig, concurrent: int) -> Any:
@@ -238,7 +242,7 @@ def _trial_plan(plan: SweepPlan, program: Program, store: Store | None) -> Trial
         base=as_dict(plan.experiment),
         sweep_dir=str(plan.directory),
         dataset=plan.dataset,
-        in_process=trains_in_process(plan.experiment.resources),
+        in_process=_trials_train_in_process(plan),
         max_failures=plan.sweep.max_failures,
         mode=plan.sweep.mode,
         program=program,

@@ -16,15 +16,25 @@ PREEMPTIONS = 16
 _COLLECTIVE_TIMEOUT_S = 1800
 
 
-def trains_in_process(resources: ResourcesConfig) -> bool:
-    """Whether a run of these resources needs no worker group: 0.1 s instead of about 10 s to start."""
-    return resources.in_process and resources.num_workers == 1
+def trains_in_process(resources: ResourcesConfig, *, in_sweep: bool, local: bool) -> bool:
+    """Whether a run of these resources needs no worker group: 0.1 s instead of about 10 s to start.
+
+    The process that would train must own what the run needs: a trial of a sweep is placed by Ray, and a local cluster
+    is this process's own machine; but the driver of another cluster holds none of that cluster's resources, and may
+    run on a head or a laptop that is not to train.
+
+    Args:
+        resources: of the run.
+        in_sweep: the run is a trial of a sweep.
+        local: the cluster was started by this process.
+    """
+    return resources.in_process and resources.num_workers == 1 and (in_sweep or local)
 
 
 def demand(config: ExperimentConfig, in_sweep: bool) -> Demand:
     """What one run of this configuration occupies on the cluster."""
     resources = config.resources
-    alone = trains_in_process(resources)
+    alone = trains_in_process(resources, in_sweep=in_sweep, local=False)
     return Demand(
         workers=resources.num_workers,
         cpus_per_worker=resources.cpus_per_worker,

@@ -7,6 +7,7 @@ a single run in the driver. They differ in where reports go.
 from __future__ import annotations
 
 import math
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ def train_worker(loop_config: Mapping[str, Any]) -> dict[str, Any]:
     spec: RunSpec = loop_config["spec"]
     config = experiment_from(spec.experiment)
     torch.set_num_threads(max(1, int(config.resources.cpus_per_worker)))
-    workers = _workers(spec)
+    workers = _workers(spec, config.resources.gpus_per_worker)
     reporter = Reporter(spec, config.eval.metric, config.eval.mode, loop_config["send"])
     callbacks: list[Callback] = [ProgressWriter(), reporter]
     if workers.is_main:
@@ -187,13 +188,32 @@ def _recording(spec: RunSpec) -> list[Callback]:
     return [Tracking(recorder, params=target.params, log_scaled=target.log_scaled, code_root=code_root)]
 
 
-def _workers(spec: RunSpec) -> WorkerGroup:
+def _workers(spec: RunSpec, gpus: float) -> WorkerGroup:
+    """This process's place in its group, on the device that the run has reserved.
+
+    Without a reserved GPU that is the CPU, also where CUDA is visible: another run may hold the GPU, and the process
+    group of such workers exchanges CPU tensors.
+
+    Raises:
+        UserError: a GPU is reserved, but PyTorch sees none here.
+    """
+    import torch
+    import torch.distributed as dist
+
     from sensorlab.engine.workers import WorkerGroup
 
-    group = WorkerGroup.current()
-    if spec.in_process and group.world_size != 1:
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if spec.in_process and world_size != 1:
         raise RuntimeError("an in-process run cannot be part of a process group")
-    return group
+    if gpus == 0:
+        return WorkerGroup(rank, world_size, torch.device("cpu"))
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"resources.gpus_per_worker is {gpus:g}, but PyTorch sees no GPU in the training process on "
+            f"{socket.gethostname()} (torch.cuda.is_available() is false): check the driver, PyTorch's CUDA build and "
+            "CUDA_VISIBLE_DEVICES there, or set resources.gpus_per_worker=0 to train on the CPU"
+        )
+    return WorkerGroup(rank, world_size, torch.device("cuda", torch.cuda.current_device()))
 
 
 def send_to_tune(report: Report) -> None:

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+import torch
 from toy_program import ToyProgram
 
 from sensorlab.cluster.files import PROGRESS, REPORT, RESULT, read_json
+from sensorlab.cluster.trainer import trains_in_process
 from sensorlab.cluster.worker import Reporter, RunSpec, keep_report, train_worker, user_error_in
 from sensorlab.config import as_dict, digest
 from sensorlab.errors import UserError
-from sensorlab.experiment import experiment_from
+from sensorlab.experiment import ResourcesConfig, experiment_from
 
 
 @pytest.fixture
@@ -97,3 +99,44 @@ def test_the_users_mistake_is_found_inside_of_rays_exceptions():
 
 def test_keep_report_needs_no_ray(spec):
     assert train_worker({"spec": spec, "send": keep_report})["steps"] == 30
+
+
+def devices(monkeypatch, spec, gpus, cuda):
+    """Device of each training that this process starts; ``cuda``: whether PyTorch says that it sees a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    seen = []
+
+    class Program(ToyProgram):
+        def train(self, context):
+            seen.append(context.workers.device)
+            return super().train(context)
+
+    tree = dict(spec.experiment) | {"resources": {"gpus_per_worker": gpus}}
+    train_worker({"spec": RunSpec(tree, spec.run_dir, "d", Program()), "send": keep_report})
+    return seen
+
+
+def test_a_run_trains_on_the_device_that_it_has_reserved(spec, monkeypatch):
+    assert devices(monkeypatch, spec, gpus=0, cuda=True) == [torch.device("cpu")]
+    assert devices(monkeypatch, spec, gpus=1, cuda=True) == [torch.device("cuda", 0)]
+
+
+def test_a_reserved_gpu_that_is_not_there_is_the_users_mistake(spec, monkeypatch):
+    with pytest.raises(UserError, match=r"resources\.gpus_per_worker is 1, but PyTorch sees no GPU"):
+        devices(monkeypatch, spec, gpus=1, cuda=False)
+
+
+@pytest.mark.parametrize(
+    ("workers", "in_process", "in_sweep", "local", "expected"),
+    [
+        (1, True, False, True, True),
+        (1, True, False, False, False),  # the driver of another cluster does not train
+        (1, True, True, False, True),  # a trial does, wherever it was placed
+        (2, True, True, True, False),
+        (1, False, False, True, False),
+    ],
+)
+def test_where_a_run_trains(workers, in_process, in_sweep, local, expected):
+    resources = ResourcesConfig(num_workers=workers, in_process=in_process)
+    assert trains_in_process(resources, in_sweep=in_sweep, local=local) is expected
