@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from sensorlab.config import StrictModel
 
-_TYPE_NOISE = re.compile(r"\b(sensorlab\.[\w.]+\.|typing\.|annotated_types\.)")
+_TYPE_NOISE = re.compile(r"\b(sensorlab\.[\w.]+\.|typing\.|annotated_types\.|collections\.abc\.)")
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:

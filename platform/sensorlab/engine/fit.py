@@ -131,7 +131,9 @@ def _train_epoch(training: Training, train_stream: SampleStream, val_stream: Sam
             batches = train_stream.batches(cursor.epoch, cursor.batch)
         passes = training.accumulation.passes_from(cursor.epoch, cursor.batch)
         if passes == 0:  # the batches that are left make no step: read past them, so that the stream stays in order
-            cursor.batch += sum(1 for _ in batches)
+            for _ in batches:
+                pass
+            cursor.batch = training.batches_per_epoch
             break
         record = train_step(training, batches, passes)
         training.meter.update(record)

@@ -24,7 +24,7 @@ class WarmupConfig(StrictModel):
     unit: Literal["steps", "epochs"] = "steps"  # optimiser steps; epochs are counted in global batches
     at_least: int = Field(default=0, ge=0)  # lower limit of the length, in steps or global batches
     start_factor: float = Field(default=0.0, ge=0)
-    group_start: dict[str, float] = Field(default_factory=dict)  # name in optim.groups -> multiple of its peak rate
+    group_start: Mapping[str, float] = {}  # name in optim.groups -> multiple of its peak rate
     momentum_start: float | None = Field(default=None, ge=0, lt=1)  # rises linearly to optim.momentum; sgd
 
     @model_validator(mode="after")
