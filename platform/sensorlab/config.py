@@ -86,32 +86,50 @@ def _load_chain(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return merge(_load_chain((path.parent / base).resolve(), (*seen, path)), content)
 
 
-def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
-    """Deep merge: mappings are merged key by key, everything else is replaced. Inputs stay untouched."""
+# Sections whose ``name`` says which keys they have: under another name, none of the old keys means anything.
+TAGGED_SECTIONS = frozenset({"task", "schedule"})
+# Sections whose values are whole, even where they are mappings: a search dimension is either of one kind or another.
+SECTIONS_OF_WHOLE_VALUES = frozenset({"sweep.space"})
+
+
+def merge(base: Mapping[str, Any], update: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """Deep merge: mappings are merged key by key, everything else is replaced. Inputs stay untouched.
+
+    Two kinds of mappings are replaced as a whole too: a section of ``TAGGED_SECTIONS`` when ``update`` gives it another
+    ``name``, and the values of ``SECTIONS_OF_WHOLE_VALUES``. ``optim`` is no tagged section: its optimisers share keys.
+
+    Args:
+        section: dotted key of the two mappings in the whole configuration.
+    """
     merged = dict(base)
     for key, value in update.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = merge(merged[key], value)
-        else:
+        dotted = f"{section}.{key}" if section else str(key)
+        old = merged.get(key)
+        if not isinstance(value, Mapping) or not isinstance(old, Mapping) or section in SECTIONS_OF_WHOLE_VALUES:
             merged[key] = value
+        elif dotted in TAGGED_SECTIONS and "name" in value and old.get("name", value["name"]) != value["name"]:
+            merged[key] = dict(value)
+        else:
+            merged[key] = merge(old, value, dotted)
     return merged
 
 
 def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Apply command-line overrides such as ``optim.lr=1e-3`` or ``task.grid.z=[-50, 50]`` to a nested mapping.
 
-    Values are YAML. Whether the key exists is decided by the schema, in :func:`validate`.
+    Values are YAML. Whether the key exists is decided by the schema, in :func:`validate`. The overrides are put
+    together before they are merged into ``tree``: a ``name`` among them drops keys of ``tree`` and none of theirs.
 
     Raises:
-        UserError: an override without ``=``, or one that goes through a value that is not a mapping.
+        UserError: an override without ``=``, or with a value that is not YAML.
     """
-    result = dict(tree)
+    together: dict[str, Any] = {}
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals or not dotted:
             raise UserError(f"override {override!r}: expected key=value, for example optim.lr=1e-3")
-        result = merge(result, nested(dotted, parse_yaml(text)))
-    return result
+        together = merge(together, nested(dotted, parse_yaml(text)))
+    return merge(tree, together)
 
 
 def nested(dotted: str, value: Any) -> dict[str, Any]:
@@ -154,7 +172,11 @@ def _explain(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
     if fault["type"] == "extra_forbidden":
         valid = _fields_at(model, location[:-1])
         near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid keys here: {', '.join(sorted(valid))}"
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near and near[0] != location[-1]
+            else f"valid keys here: {', '.join(sorted(valid))}"
+        )
         return f"{dotted}: unknown key; {hint}"
     if fault["type"] == "missing":
         return f"{dotted}: missing"
@@ -162,9 +184,13 @@ def _explain(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
 
 
 def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
-    """Field names of the (possibly nested) model at ``location``; union tags in the location are skipped."""
+    """Field names of the (possibly nested) model at ``location``; union tags in the location choose the member."""
     current: list[type[BaseModel]] = [model]
     for part in location:
+        tagged = [c for c in current if "name" in c.model_fields and c.model_fields["name"].default == part]
+        if tagged:
+            current = tagged
+            continue
         following: list[type[BaseModel]] = []
         for candidate in current:
             if part in candidate.model_fields:

@@ -2,7 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from sensorlab.config import apply_overrides, as_dict, digest, flatten, load_yaml, lookup, merge, validate
+from sensorlab.config import (
+    TAGGED_SECTIONS,
+    StrictModel,
+    apply_overrides,
+    as_dict,
+    digest,
+    flatten,
+    load_yaml,
+    lookup,
+    merge,
+    validate,
+)
 from sensorlab.engine.schedules import CosineSchedule
 from sensorlab.errors import UserError, exit_on_user_error
 from sensorlab.experiment import ExperimentConfig, TrainConfig, experiment_from, load_experiment
@@ -62,6 +73,58 @@ def test_every_fault_is_reported_at_once():
         experiment("optim.lr=fast", "data.threads=-1")
     assert "optim.lr" in str(error.value)
     assert "data.threads" in str(error.value)
+
+
+def tagged_sections(model, prefix=""):
+    """Dotted keys of the fields that are unions told apart by ``name``."""
+    for key, field in model.model_fields.items():
+        if field.discriminator == "name":
+            yield f"{prefix}{key}"
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, StrictModel):
+            yield from tagged_sections(field.annotation, f"{prefix}{key}.")
+
+
+def test_every_tagged_section_is_known_to_merge():
+    assert {"task", *tagged_sections(ExperimentConfig)} == TAGGED_SECTIONS
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["schedule={name: cosine, end_factor: 0.1}"],
+        ["schedule.name=cosine", "schedule.end_factor=0.1"],
+        ["schedule.end_factor=0.1", "schedule.name=cosine"],
+    ],
+)
+def test_another_name_drops_the_keys_of_the_old_section(tmp_path, overrides):
+    file = tmp_path / "one.yaml"
+    file.write_text(MINIMAL + "schedule: {name: one_cycle, rise_fraction: 0.2}\n")
+    assert load_experiment(file, overrides).schedule == CosineSchedule(end_factor=0.1)
+    (tmp_path / "child.yaml").write_text("base: one.yaml\nschedule: {name: cosine, end_factor: 0.1}\n")
+    assert load_experiment(tmp_path / "child.yaml").schedule == CosineSchedule(end_factor=0.1)
+    kept = load_experiment(file, ["schedule={name: one_cycle, extra_steps: 3}"]).schedule
+    assert (kept.rise_fraction, kept.extra_steps) == (0.2, 3)
+
+
+def test_another_optimiser_keeps_the_keys_that_all_share():
+    config = experiment("optim={name: sgd, lr: 0.1}", "optim.name=adam")
+    assert (config.optim.name, config.optim.lr) == ("adam", 0.1)
+
+
+def test_another_name_of_the_experiment_keeps_everything():
+    assert merge({"name": "a", "seed": 3}, {"name": "b"}) == {"name": "b", "seed": 3}
+
+
+def test_a_search_dimension_is_replaced_as_a_whole(tmp_path):
+    (tmp_path / "base.yaml").write_text("sweep: {space: {lr: {loguniform: [1, 2]}, wd: {choice: [1]}}, mode: max}\n")
+    (tmp_path / "child.yaml").write_text("base: base.yaml\nsweep: {space: {lr: {uniform: [1, 2]}}}\n")
+    tree = load_yaml(tmp_path / "child.yaml")
+    assert tree == {"sweep": {"space": {"lr": {"uniform": [1, 2]}, "wd": {"choice": [1]}}, "mode": "max"}}
+
+
+def test_an_unknown_key_of_a_tagged_section_is_not_its_own_hint():
+    with pytest.raises(UserError, match=r"rise_fraction: unknown key; valid keys here: multiple, name"):
+        experiment("schedule={name: constant, rise_fraction: 0.2}")
 
 
 @pytest.mark.parametrize(
