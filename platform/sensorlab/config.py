@@ -23,9 +23,9 @@ ModelT = TypeVar("ModelT", bound="StrictModel")
 
 
 class StrictModel(BaseModel):
-    """Base of every configuration class: immutable, no coercion, unknown keys refused."""
+    """Base of every configuration class: immutable, no coercion, unknown keys, NaN and infinities refused."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -54,7 +54,7 @@ def parse_yaml(text: str) -> Any:
     """Parse one YAML document with the rules above. Raises ``UserError`` with the position of a syntax error."""
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2020-13-01
         raise UserError(f"not valid YAML: {error}") from error
 
 
@@ -62,7 +62,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping from ``path``. A ``base:`` key names another file, relative to this one, to start from.
 
     Raises:
-        UserError: the file is missing, not YAML, not a mapping, or its chain of bases loops.
+        UserError: the file is missing, not UTF-8, not YAML, not a mapping, or its chain of bases loops.
     """
     return _load_chain(Path(path).resolve(), ())
 
@@ -74,6 +74,8 @@ def _load_chain(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if content is None:
@@ -83,6 +85,8 @@ def _load_chain(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = content.pop("base", None)
     if base is None:
         return content
+    if not isinstance(base, str):
+        raise UserError(f"{path}: 'base' must be the name of one file, found {base!r}")
     return merge(_load_chain((path.parent / base).resolve(), (*seen, path)), content)
 
 

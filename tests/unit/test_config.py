@@ -50,6 +50,9 @@ def test_file_with_base_and_overrides(tmp_path):
         ("schedule.rise_fractoin=0.1", "did you mean 'rise_fraction'"),
         ("task.encodr=res18", "unknown key"),
         ("optim.lr=fast", "optim.lr: .*'fast'"),
+        ("optim.lr=.nan", "optim.lr: Input should be a finite number .found nan"),
+        ("optim.lr=-.inf", "optim.lr: Input should be a finite number .found -inf"),
+        ("task.losses.seg=.inf", "losses.seg: Input should be a finite number"),
         ("train.max_epochs=1.5", "train.max_epochs"),
         ("train.max_steps=10", "exactly one of max_epochs and max_steps"),
         ("train.precision=fp8", "train.precision"),
@@ -135,12 +138,22 @@ def test_an_unknown_key_of_a_tagged_section_is_not_its_own_hint():
         ("a: 1\na: 2", "written twice"),
         ("base: other.yaml", "cannot read"),
         ("base: self.yaml", "loops"),
+        ("base: 5", "'base' must be the name of one file, found 5"),
+        ("base: [a.yaml, b.yaml]", "'base' must be the name of one file"),
+        ("a: 2020-13-01", "not valid YAML: month must be"),
     ],
 )
 def test_bad_files(tmp_path, content, message):
     path = tmp_path / "self.yaml"
     path.write_text(content)
     with pytest.raises(UserError, match=message):
+        load_yaml(path)
+
+
+def test_a_file_of_another_encoding_is_named(tmp_path):
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("name: Käfer".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.yaml: not UTF-8 text .* byte 7"):
         load_yaml(path)
 
 
