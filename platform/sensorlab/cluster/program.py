@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import sensorlab
 from sensorlab.cluster.worker import RunContext, RunSpec
 from sensorlab.data.dataset import PreparedDataset
 from sensorlab.data.local_stream import LocalStream
@@ -19,6 +20,7 @@ from sensorlab.engine.accumulate import Accumulation
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.checkpoint import CheckpointStore
 from sensorlab.experiment import ExperimentConfig, experiment_from
+from sensorlab.runs.environment import code_revision
 from sensorlab.tasks.base import BaseTask, task_class
 
 if TYPE_CHECKING:
@@ -60,7 +62,11 @@ class EngineProgram:
                 workers=context.workers,
                 callbacks=[*context.callbacks, *files, account],
                 resume=spec.resume,
-                provenance={"dataset": PreparedDataset.open(spec.dataset).digest},
+                provenance={
+                    "dataset": PreparedDataset.open(spec.dataset).digest,
+                    "order": stream_specs(config, spec.dataset)[TRAIN].plan.fingerprint,
+                    "code": _code_revision(),
+                },
             )
         finally:
             for stream in streams.values():
@@ -92,6 +98,13 @@ class TimeAccount(Callback):
 
     def report(self) -> dict[str, Any]:
         return {"first_step": self._first_step, "seconds": self._totals}
+
+
+@functools.cache
+def _code_revision() -> str:
+    """Revision of the repository that this package belongs to, once per process."""
+    code = code_revision(Path(sensorlab.__file__).resolve().parents[2])
+    return f"{code.commit}{'+changes' if code.is_dirty else ''}"
 
 
 def build_task(config: ExperimentConfig) -> BaseTask:

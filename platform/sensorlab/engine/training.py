@@ -219,6 +219,11 @@ class Training:
                     f"{info.path} was trained on the {what} with digest {saved}, this one is {present}: resuming "
                     "would see other samples, or the same ones in another order"
                 )
+        if state["provenance"].get("code") != self.provenance.get("code"):
+            saved, present = state["provenance"].get("code"), self.provenance.get("code")
+            logger.warning(
+                "%s was written by the code %s, this is %s: equal bytes are not promised", *(info.path, saved, present)
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

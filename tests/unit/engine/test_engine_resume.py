@@ -163,12 +163,21 @@ def test_resume_may_change_where_things_are_recorded(tmp_path):
     assert run(experiment(output_dir="elsewhere", name="renamed"), tmp_path).steps == 9
 
 
-def test_resume_refuses_another_dataset(tmp_path):
+@pytest.mark.parametrize("what", ["dataset", "order"])
+def test_resume_refuses_another_dataset_or_order(tmp_path, what):
     config = experiment()
     task = ToyTask(config.task)
-    fit(config, task, ToyStream(21, 4, task), None, run_dir=tmp_path, provenance={"dataset": "a"})
-    with pytest.raises(UserError, match="other samples"):
-        fit(config, task, ToyStream(21, 4, task), None, run_dir=tmp_path, provenance={"dataset": "b"})
+    fit(config, task, ToyStream(21, 4, task), None, run_dir=tmp_path, provenance={what: "a"})
+    with pytest.raises(UserError, match=f"{what} with digest a"):
+        fit(config, task, ToyStream(21, 4, task), None, run_dir=tmp_path, provenance={what: "b"})
+
+
+def test_resume_with_other_code_is_said(tmp_path, caplog):
+    config = experiment()
+    task = ToyTask(config.task)
+    for code in ("old", "new"):
+        fit(config, task, ToyStream(21, 4, task), None, run_dir=tmp_path, provenance={"code": code})
+    assert "written by the code old, this is new" in caplog.text
 
 
 def test_a_fresh_start_refuses_a_directory_with_checkpoints(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,9 +14,15 @@ import yaml
 from sensorlab.config import as_dict, digest
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.training import Training
-from sensorlab.runs.environment import capture_environment
+from sensorlab.runs.environment import Environment, capture_environment
 from sensorlab.runs.recorder import RunRecorder, RunStatus
 from sensorlab.runs.sweep_runs import PROTOCOL_TAG
+
+
+@functools.lru_cache(maxsize=4)
+def _environment(root: Path | None) -> Environment:
+    """Captured once per process: the trials that one process trains run on the same code."""
+    return capture_environment(root)
 
 
 class Tracking(Callback):
@@ -56,7 +63,7 @@ class Tracking(Callback):
                 **{f"sensorlab.{name}": value for name, value in training.provenance.items()},
             }
         )
-        capture_environment(self._code_root).record(recorder)
+        _environment(self._code_root).record(recorder)
 
     def on_metrics(self, training: Training, metrics: Mapping[str, float], step: int) -> None:
         self._recorder.log(metrics, step)
