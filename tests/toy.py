@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sensorlab.config import StrictModel
+from sensorlab.config import StrictModel, digest
 from sensorlab.data.payload import CorruptSample
 from sensorlab.data.random_streams import SampleRandom, keyed_generator
 from sensorlab.data.sample import Sample
@@ -90,6 +90,7 @@ class ToyStream:
         self.size, self.global_batch, self.task = size, global_batch, task
         self.seed, self.training, self.rank, self.n = seed, training, rank, n
         self.batches_per_epoch = size // global_batch if training else -(-size // global_batch)
+        self.fingerprint = digest({"size": size, "global_batch": global_batch, "seed": seed, "training": training})
         self.read: list[int] = []
         self.corrupt_samples: list[CorruptSample] = []
 

@@ -89,7 +89,11 @@ class StreamPlan:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of everything the plan depends on; sender and receiver of a stream compare it."""
+        """16 hex digits of everything the plan depends on: which row every worker gets in every step.
+
+        Sender and receiver of a stream compare it, and so does a run that goes on from a checkpoint: the row groups
+        are part of it, which the digest of a dataset's content leaves out and the order of an epoch follows.
+        """
         return digest(
             {
                 "dataset": self.facts.digest,

@@ -79,6 +79,11 @@ class SampleStream(Protocol):
     def dropped_per_epoch(self) -> int: ...
 
     @property
+    def fingerprint(self) -> str:
+        """16 hex digits: equal where the same rows come in the same batches of every epoch, whatever the workers."""
+        ...
+
+    @property
     def corrupt_samples(self) -> list[CorruptSample]: ...
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[TensorBatch]: ...
@@ -157,6 +162,11 @@ class PrefetchedStream(ABC):
     @property
     def dropped_per_epoch(self) -> int:
         return self.plan.dropped_per_epoch
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the plan: dataset, row-group layout, order policy, seed, global batch and remainder."""
+        return self.plan.fingerprint
 
     @abstractmethod
     def _open(self, start: tuple[int, int], end_epoch: int) -> OrderedPrefetcher:

@@ -73,6 +73,15 @@ def test_facts(split: Split) -> None:
     assert (padded.batches_per_epoch, padded.samples_per_epoch, padded.dropped_per_epoch) == (4, 24, 0)
 
 
+def test_the_fingerprint_follows_the_row_groups_and_not_the_workers(split: Split, tmp_path: Path) -> None:
+    """The same samples under the same digest in other row groups come in another order."""
+    regrouped = toy_split(tmp_path, group=5)
+    assert (regrouped.dataset_digest, regrouped.num_samples) == (split.dataset_digest, split.num_samples)
+    fingerprint = LocalStream(make_spec(split)).fingerprint
+    assert LocalStream(make_spec(regrouped)).fingerprint != fingerprint
+    assert LocalStream(make_spec(split, threads=1, prefetch_batches=2), 1, 2).fingerprint == fingerprint
+
+
 def test_every_sample_once_per_epoch_in_an_order_of_its_own(split: Split) -> None:
     spec = make_spec(split, global_batch=1)
     orders = [[int(batch["index"]) for batch in read(spec, epoch)] for epoch in range(3)]

@@ -129,8 +129,11 @@ def test_fingerprint_tells_plans_apart() -> None:
         make_plan(64, 4, policy=ShuffledOrder(3)),
         replace(plan, seed=8),
         replace(plan, facts=SplitFacts("other", plan.facts.row_groups)),
+        replace(
+            plan, facts=SplitFacts(plan.facts.digest, np.array([[0, 0, 40], [0, 1, 24]]))
+        ),  # rows grouped otherwise
     ]
-    assert len({plan.fingerprint, *(other.fingerprint for other in others)}) == 7
+    assert len({plan.fingerprint, *(other.fingerprint for other in others)}) == 8
 
 
 def test_a_policy_may_repeat_and_leave_out_rows_but_not_change_its_length() -> None:
