@@ -1,4 +1,4 @@
-"""The ``sensorlab`` command: data, runs, benchmarks and the configuration reference."""
+"""The ``sensorlab`` command: data, runs, benchmarks, self-tests and the configuration reference."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ def build_parser() -> argparse.ArgumentParser:
     from sensorlab import config_reference
     from sensorlab.bench import commands as bench
     from sensorlab.data import commands as data
+    from sensorlab.engine import commands as engine
     from sensorlab.runs import commands as runs
+    from sensorlab.selftest import commands as selftest
 
     parser = argparse.ArgumentParser(prog="sensorlab", description=__doc__)
     parser.add_argument("--version", action="version", version=f"sensorlab {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     data.register(subparsers)
     runs.register(subparsers)
+    engine.register(subparsers)
     bench.register(subparsers)
+    selftest.register(subparsers)
     config_reference.register(subparsers)
     return parser
 

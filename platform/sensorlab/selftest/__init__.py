@@ -1,0 +1,1 @@
+"""Proofs that anyone can run on their own machine: ``sensorlab selftest NAME``."""

@@ -1,0 +1,195 @@
+"""A small but complete training on data made in memory, through the product's stream and engine.
+
+``python -m sensorlab.selftest.training RUN_DIR`` runs it in a process of its own and announces on standard output what
+happens, one line each: ``started STEP`` (0, or the step of the checkpoint it goes on from), ``step STEP``,
+``saved STEP``, ``finished``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from sensorlab.config import StrictModel
+from sensorlab.data.dataset import Split
+from sensorlab.data.local_stream import LocalStream
+from sensorlab.data.random_streams import SampleRandom, keyed_generator
+from sensorlab.data.sample import Sample
+from sensorlab.data.schema import arrow_schema, encode_sample
+from sensorlab.data.stream import StreamConfig, StreamSpec
+from sensorlab.engine.callbacks.base import Callback
+from sensorlab.engine.callbacks.json_log import JsonLog
+from sensorlab.engine.ema import EmaConfig
+from sensorlab.engine.fit import FitResult, fit
+from sensorlab.engine.meters import StepRecord
+from sensorlab.engine.optim import OptimConfig
+from sensorlab.engine.training import Training
+from sensorlab.experiment import CheckpointConfig, DataConfig, EvalConfig, ExperimentConfig, TrainConfig
+from sensorlab.metrics.base import Protocol, SumMetric
+from sensorlab.tasks.base import Arrays, BaseTask, Batch, Outputs
+
+CLASSES = 4
+TRAIN_SAMPLES, VAL_SAMPLES = 330, 50
+
+
+class StripesConfig(StrictModel):
+    """Tell the direction of noisy stripes; sizes of image (pixels) and network (channels)."""
+
+    name: Literal["stripes"] = "stripes"
+    size: int = 24
+    width: int = 16
+
+
+class Accuracy(SumMetric):
+    """Share of the samples whose class is right."""
+
+    protocol = Protocol(metric="accuracy", source="sensorlab.selftest")
+
+    def __init__(self) -> None:
+        super().__init__({"right": (), "count": ()})
+
+    def update(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
+        counts = ~batch["is_filler"]
+        self.sums["right"] += ((outputs["scores"].argmax(1) == batch["label"]) & counts).sum().cpu()
+        self.sums["count"] += counts.sum().cpu()
+
+    def compute(self) -> dict[str, float]:
+        return {"accuracy": float(self.sums["right"] / self.sums["count"])}
+
+
+class StripesTask(BaseTask):
+    """Has everything that resuming must get right: augmentation, dropout, and statistics of batches."""
+
+    Config = StripesConfig
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ()
+
+    def transform(self, sample: Sample, random: SampleRandom, training: bool) -> Arrays:
+        size, label = self.config.size, int(sample.token) % CLASSES
+        angle = np.pi * label / CLASSES
+        y, x = np.mgrid[:size, :size]
+        wave = np.sin(x * np.cos(angle) + y * np.sin(angle))
+        noise = keyed_generator("selftest", sample.token).standard_normal((3, size, size))
+        if training:
+            noise += random.stream("noise").standard_normal((3, size, size))
+        return {"image": (wave + noise).astype(np.float32), "label": np.int64(label)}
+
+    def build_model(self) -> nn.Module:
+        width = self.config.width
+        return nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.BatchNorm2d(2 * width),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(0.1),
+            nn.Linear(2 * width, CLASSES),
+        )
+
+    def forward(self, model: nn.Module, batch: Batch) -> Outputs:
+        return {"scores": model(batch["image"])}
+
+    def losses(self, model: nn.Module, outputs: Outputs, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return {"cross_entropy": nn.functional.cross_entropy(outputs["scores"], batch["label"])}, {}
+
+    def metrics(self) -> dict[str, Any]:
+        return {"accuracy": Accuracy()}
+
+    def panels(self, outputs: Outputs, batch: Batch) -> list[tuple[str, np.ndarray]]:
+        return []
+
+
+class MemorySplit(Split):
+    """A split whose rows are made when they are read: a sample is its number."""
+
+    def read(self, rows: Sequence[int] | np.ndarray, columns: Sequence[str] | None = None) -> pa.Table:
+        samples = [Sample(str(row), "scene", "scene", int(row), np.eye(4)) for row in np.asarray(rows).tolist()]
+        schema = arrow_schema(columns)
+        encoded = [encode_sample(sample) for sample in samples]
+        return pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in encoded], schema)
+
+
+def memory_split(name: str, samples: int) -> MemorySplit:
+    """Rows in groups of eight, as in a prepared dataset."""
+    sizes = [min(8, samples - start) for start in range(0, samples, 8)]
+    groups = np.array([(0, group, size) for group, size in enumerate(sizes)], np.int64)
+    return MemorySplit(name, f"selftest-{name}-{samples}", (), groups)
+
+
+def stripes_experiment(seed: int) -> ExperimentConfig:
+    """Three epochs of 14 steps; accumulation, weight averaging, steps that are logged, saved and evaluated unevenly."""
+    return ExperimentConfig(
+        name="selftest",
+        seed=seed,
+        task=StripesConfig(),
+        data=DataConfig(path="memory", global_batch=12),
+        optim=OptimConfig(lr=2e-2),
+        train=TrainConfig.model_validate(
+            {"max_epochs": 3, "accumulate": 2, "ema": EmaConfig(decay=0.9, tau=10.0), "log_every_steps": 4}
+        ),
+        eval=EvalConfig(metric="val/accuracy", every_epochs=1),
+        checkpoint=CheckpointConfig(every_steps=3, every_epochs=1, keep_latest=2),
+    )
+
+
+def train(config: ExperimentConfig, run_dir: Path, *callbacks: Callback) -> FitResult:
+    """Run or go on with the training of ``config`` in ``run_dir``."""
+    task = StripesTask(config.task)
+    batch, threads = config.data.global_batch, StreamConfig(threads=1)
+    splits = memory_split("train", TRAIN_SAMPLES), memory_split("val", VAL_SAMPLES)
+    train_stream, val_stream = (
+        LocalStream(StreamSpec(split, task, batch, config.seed, split is splits[0], threads), end_epoch=3)
+        for split in splits
+    )
+    provenance = {"dataset": splits[0].dataset_digest}
+    try:
+        return fit(config, task, train_stream, val_stream, run_dir=run_dir, callbacks=callbacks, provenance=provenance)
+    finally:
+        train_stream.close()
+        val_stream.close()
+
+
+class Announcer(Callback):
+    """Tells the parent process where training is."""
+
+    priority = 0
+
+    def on_fit_start(self, training: Training) -> None:
+        self._say(f"started {training.cursor.step}")
+
+    def on_step_end(self, training: Training, record: StepRecord) -> None:
+        self._say(f"step {record.step}")
+
+    def on_checkpoint(self, training: Training, path: Path) -> None:
+        self._say(f"saved {training.cursor.step}")
+
+    def on_fit_end(self, training: Training) -> None:
+        self._say("finished")
+
+    def _say(self, line: str) -> None:
+        print(line, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--seed", type=int, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    train(stripes_experiment(args.seed), args.run_dir, JsonLog(), Announcer())
+
+
+if __name__ == "__main__":
+    main()
