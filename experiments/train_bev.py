@@ -16,4 +16,4 @@ sys.path.insert(0, str(ROOT / "platform"))  # a submitted job is a copy of the r
 from sensorlab.cluster.entry import train_main  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(train_main(None, ROOT / "experiments" / "configs" / "tune_bev.yaml", __doc__ or ""))
+    sys.exit(train_main(None, Path(__file__), ROOT / "experiments" / "configs" / "tune_bev.yaml", __doc__ or ""))

@@ -17,4 +17,4 @@ sys.path.insert(0, str(ROOT / "platform"))  # a submitted job is a copy of the r
 from sensorlab.cluster.entry import tune_main  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(tune_main(None, ROOT / "experiments" / "configs" / "tune_bev.yaml", __doc__ or ""))
+    sys.exit(tune_main(None, Path(__file__), ROOT / "experiments" / "configs" / "tune_bev.yaml", __doc__ or ""))

@@ -1,12 +1,17 @@
-"""What fits: computed before anything starts, because Ray waits without a word for what does not."""
+"""What can be known before anything starts: whether it fits, because Ray waits without a word for what does not, and
+whether its results can be recorded."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sensorlab.errors import UserError
+
+if TYPE_CHECKING:
+    from sensorlab.runs.store import Store
 
 TRIAL_DRIVER_CPUS = 0.1
 """CPUs of the process that starts and watches the workers of a multi-worker trial. Tune does not allow zero."""
@@ -86,3 +91,22 @@ def _worker_slots(demand: Demand, node: Mapping[str, float]) -> int:
         if need > 0
     ]
     return min(counts, default=demand.workers)
+
+
+def open_tracking(uri: str | None, experiment: str, nodes: int) -> Store | None:
+    """The tracking store of a run on a cluster of ``nodes`` nodes; ``None`` when nothing is recorded.
+
+    Raises:
+        UserError: the store cannot be used, or it is a file that the other nodes do not see.
+    """
+    from sensorlab.runs.store import open_store
+
+    if uri is None:
+        return None
+    store = open_store(uri, experiment)
+    if store.is_single_host and nodes > 1:
+        raise UserError(
+            f"the tracking store {store.uri} is a file, and the cluster has {nodes} nodes: "
+            "start an MLflow server (cluster/README.md) and set MLFLOW_TRACKING_URI"
+        )
+    return store

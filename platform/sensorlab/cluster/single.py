@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sensorlab.cluster.files import REPORT, read_json, write_json
-from sensorlab.cluster.preflight import concurrent_runs
+from sensorlab.cluster.preflight import concurrent_runs, open_tracking
 from sensorlab.cluster.progress import RunLine, Ticker
 from sensorlab.cluster.start import Cluster
 from sensorlab.cluster.table import duration, number
@@ -22,7 +23,7 @@ from sensorlab.errors import UserError
 from sensorlab.experiment import ExperimentConfig, experiment_from
 from sensorlab.runs.client import open_client
 from sensorlab.runs.links import run_link, ui_command
-from sensorlab.runs.store import Store, open_store
+from sensorlab.runs.store import Store
 
 RUN = "run.json"
 MAX_FAILURES = 3  # restarts of the worker group
@@ -39,6 +40,7 @@ class RunPlan:
     tracking_uri: str | None
     run_id: str | None = None
     code_root: str | None = None
+    command: str = "python experiments/train_bev.py"  # what the user starts; not saved
 
     def save(self, run_id: str | None) -> None:
         content = {
@@ -83,6 +85,16 @@ def find_run(root: Path, name: str) -> Path:
     raise UserError(f"there is no run {name!r} in {root / 'runs'}; {listed}")
 
 
+def check_single(plan: RunPlan, cluster: Cluster) -> Store | None:
+    """What takes seconds to know; making a dataset, which may take hours, is next. Returns the tracking store.
+
+    Raises:
+        UserError: the run does not fit on the cluster, or the store cannot be used.
+    """
+    concurrent_runs(demand(plan.experiment, in_sweep=False), cluster.nodes)
+    return open_tracking(plan.tracking_uri, plan.experiment.tracking.experiment, len(cluster.nodes))
+
+
 def run_single(plan: RunPlan, cluster: Cluster, program: Program) -> dict[str, Any]:
     """Train to the end, from the latest checkpoint if there is one, and print what came of it.
 
@@ -91,9 +103,8 @@ def run_single(plan: RunPlan, cluster: Cluster, program: Program) -> dict[str, A
     """
     config = plan.experiment
     needs = demand(config, in_sweep=False)
-    concurrent_runs(needs, cluster.nodes)
     alone = trains_in_process(config.resources, in_sweep=False, local=cluster.local)
-    store = open_store(plan.tracking_uri, config.tracking.experiment) if plan.tracking_uri else None
+    store = check_single(plan, cluster)
     run_id = plan.run_id or (_create_run(store, plan) if store else None)
     plan.save(run_id)
     print(f"run {plan.run_dir.name}: {needs.describe()}; files in {plan.run_dir}", flush=True)
@@ -120,10 +131,12 @@ def run_single(plan: RunPlan, cluster: Cluster, program: Program) -> dict[str, A
         if store is not None and run_id is not None:
             _end_run(store, run_id, status)
         if status != "FINISHED":
-            print(
-                f"not finished; continue with: python experiments/train_bev.py --resume {plan.run_dir.name}", flush=True
-            )
+            print(f"not finished; continue with: {resume_command(plan)}", flush=True)
     return _conclude(plan, result, store, run_id, time.monotonic() - started)
+
+
+def resume_command(plan: RunPlan) -> str:
+    return f"{plan.command} --resume {shlex.quote(str(plan.run_dir.absolute()))}"
 
 
 def _check_digest(plan: RunPlan) -> None:

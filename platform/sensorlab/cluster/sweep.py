@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sensorlab.cluster.files import read_json, write_json
 from sensorlab.cluster.ledger import Ledger, share_ledger
-from sensorlab.cluster.preflight import concurrent_runs
+from sensorlab.cluster.preflight import concurrent_runs, open_tracking
 from sensorlab.cluster.progress import SweepLine, Ticker
 from sensorlab.cluster.start import Cluster
 from sensorlab.cluster.sweep_config import SweepConfig, load_sweep, log_scaled, tune_space
@@ -30,7 +31,7 @@ from sensorlab.experiment import ExperimentConfig, experiment_from
 from sensorlab.runs.client import open_client
 from sensorlab.runs.links import sweep_link, ui_command
 from sensorlab.runs.recorder import RunStatus
-from sensorlab.runs.store import Store, open_store
+from sensorlab.runs.store import Store
 from sensorlab.runs.sweep_runs import SweepRuns
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class SweepPlan:
     dataset: str
     tracking_uri: str | None  # None: nothing is recorded
     code_root: str | None = None
+    command: str = "python experiments/tune_bev.py"  # what the user starts; not saved
 
     @property
     def directory(self) -> Path:
@@ -118,6 +120,17 @@ def with_objective(experiment: ExperimentConfig, sweep: SweepConfig) -> Experime
     return experiment_from(tree)
 
 
+def check_sweep(plan: SweepPlan, cluster: Cluster) -> tuple[int, Store | None]:
+    """What takes seconds to know: (trials at a time, tracking store). Making a dataset, which may take hours, is next.
+
+    Raises:
+        UserError: it does not fit on the cluster, the store cannot be used, or the scheduler has no epochs to go by.
+    """
+    _max_epochs(plan)
+    concurrent = concurrent_runs(demand(plan.experiment, in_sweep=True), cluster.nodes, plan.sweep.max_concurrent)
+    return concurrent, open_tracking(plan.tracking_uri, plan.experiment.tracking.experiment, len(cluster.nodes))
+
+
 def run_sweep(plan: SweepPlan, cluster: Cluster, program: Program, resume: bool = False) -> SweepOutcome:
     """Run (or go on with) a sweep to its end and print its outcome.
 
@@ -126,12 +139,11 @@ def run_sweep(plan: SweepPlan, cluster: Cluster, program: Program, resume: bool 
     """
     from sensorlab.cluster.monitor import SweepDriver, share_driver
 
-    sweep, experiment = plan.sweep, plan.experiment
-    needs = demand(experiment, in_sweep=True)
-    concurrent = concurrent_runs(needs, cluster.nodes, sweep.max_concurrent)
+    sweep = plan.sweep
+    concurrent, store = check_sweep(plan, cluster)
+    needs = demand(plan.experiment, in_sweep=True)
     print(f"sweep {plan.name}: {sweep.total_trials} trials, {concurrent} at a time, each with {needs.describe()}")
     plan.save()
-    store = _open_store(plan, cluster)
     ledger = Ledger(plan.directory / "ledger.json", sweep.mode)
     share_ledger(plan.directory, ledger)
     runs = _open_runs(plan, store)
@@ -152,7 +164,7 @@ def run_sweep(plan: SweepPlan, cluster: Cluster, program: Program, resume: bool 
         if driver.given_up:
             print(f"the sweep was ended: {driver.given_up}", flush=True)
         if interrupted:
-            print(f"interrupted; what is done is kept. Continue with: {_resume_command(plan.name)}", flush=True)
+            print(f"interrupted; what is done is kept. Continue with: {resume_command(plan)}", flush=True)
     return _conclude(plan, driver, store, time.monotonic() - started, interrupted)
 
 
@@ -183,14 +195,8 @@ def _new_tuner(plan: SweepPlan, trainable: Any, concurrent: int) -> Any:
     from sensorlab.cluster.monitor import SweepCallback, SweepStopper
 
     sweep, directory = plan.sweep, str(plan.directory)
-    scheduler = None
-    if sweep.scheduler == "asha":
-        max_epochs = plan.experiment.train.max_epochs
-        if max_epochs is None:
-            raise UserError(
-                "scheduler asha compares trials by epochs: give train.max_epochs, or set sweep.scheduler=none"
-            )
-        scheduler = SuccessiveHalving(directory, sweep.asha, max_epochs, sweep.mode)
+    max_epochs = _max_epochs(plan)
+    scheduler = None if max_epochs is None else SuccessiveHalving(directory, sweep.asha, max_epochs, sweep.mode)
     return tune.Tuner(
         trainable,
         param_space=tune_space(sweep),
@@ -215,6 +221,16 @@ def _new_tuner(plan: SweepPlan, trainable: Any, concurrent: int) -> Any:
             verbose=0,
         ),
     )
+
+
+def _max_epochs(plan: SweepPlan) -> int | None:
+    """Epochs of the last rung; ``None`` without rungs."""
+    if plan.sweep.scheduler == "none":
+        return None
+    max_epochs = plan.experiment.train.max_epochs
+    if max_epochs is None:
+        raise UserError("scheduler asha compares trials by epochs: give train.max_epochs, or set sweep.scheduler=none")
+    return max_epochs
 
 
 def _trials_train_in_process(plan: SweepPlan) -> bool:
@@ -250,18 +266,6 @@ def _trial_plan(plan: SweepPlan, program: Program, store: Store | None) -> Trial
         log_scaled=log_scaled(plan.sweep),
         code_root=plan.code_root,
     )
-
-
-def _open_store(plan: SweepPlan, cluster: Cluster) -> Store | None:
-    if plan.tracking_uri is None:
-        return None
-    store = open_store(plan.tracking_uri, plan.experiment.tracking.experiment)
-    if store.is_single_host and len(cluster.nodes) > 1:
-        raise UserError(
-            f"the tracking store {store.uri} is a file, and the cluster has {len(cluster.nodes)} nodes: "
-            "start an MLflow server (cluster/README.md) and set MLFLOW_TRACKING_URI"
-        )
-    return store
 
 
 def _open_runs(plan: SweepPlan, store: Store | None) -> SweepRuns | None:
@@ -358,8 +362,8 @@ def _conclude(
     return SweepOutcome(ledger, outcome, exit_code)
 
 
-def _resume_command(name: str) -> str:
-    return f"python experiments/tune_bev.py --resume {name}"
+def resume_command(plan: SweepPlan) -> str:
+    return f"{plan.command} --resume {shlex.quote(str(plan.directory.absolute()))}"
 
 
 def new_name(experiment: ExperimentConfig) -> str:

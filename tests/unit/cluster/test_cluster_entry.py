@@ -1,0 +1,104 @@
+"""The command lines: what is checked before a dataset is made, and what a resumed run keeps."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sensorlab.cluster import entry, single, sweep
+from sensorlab.cluster.start import Cluster
+
+FILE = """
+name: toy
+task: {name: bev_segmentation}
+data: {path: datasets/d, prepare: {source: synthetic}}
+train: {max_epochs: 2}
+sweep: {space: {optim.lr: {choice: [0.1, 0.2]}}}
+"""
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """Where the entry points get to: the arguments of ``ensure_dataset`` and the plans that would run."""
+    seen: dict[str, list] = {"datasets": [], "plans": []}
+
+    def ensure_dataset(config, root, report, *, path):
+        seen["datasets"].append(path)
+        return path or root / config.path
+
+    def run(plan, cluster, program, **options):
+        seen["plans"].append(plan)
+        plan.save() if isinstance(plan, sweep.SweepPlan) else plan.save(None)
+        raise KeyboardInterrupt
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("SENSORLAB_OUTPUT_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(entry, "_connect", lambda *args, **options: Cluster("", True, ({"CPU": 2.0},)))
+    monkeypatch.setattr(entry, "disconnect", lambda: None)
+    monkeypatch.setattr(entry, "ensure_dataset", ensure_dataset)
+    monkeypatch.setattr(single, "run_single", run)
+    monkeypatch.setattr(sweep, "run_sweep", run)
+    (tmp_path / "toy.yaml").write_text(FILE)
+    return seen
+
+
+def start(main, *arguments) -> int:
+    try:
+        return main(list(arguments), Path("repository/experiments/script.py"), Path("toy.yaml"), "")
+    except KeyboardInterrupt:
+        return 130
+
+
+@pytest.mark.parametrize(
+    ("main", "override", "message"),
+    [
+        (entry.train_main, "resources.cpus_per_worker=64", "this does not fit"),
+        (entry.tune_main, "resources.cpus_per_worker=64", "this does not fit"),
+        (entry.train_main, "tracking.uri=mlruns", "no longer a tracking store"),
+        (entry.tune_main, "tracking.uri=mlruns", "no longer a tracking store"),
+        (entry.tune_main, "train={max_steps: 5, max_epochs: null}", "scheduler asha compares trials by epochs"),
+    ],
+)
+def test_what_cannot_start_is_said_before_the_dataset_is_made(started, capsys, main, override, message):
+    assert start(main, override) == 2
+    assert message in capsys.readouterr().err
+    assert started == {"datasets": [], "plans": []}
+
+
+@pytest.mark.parametrize("main", [entry.train_main, entry.tune_main])
+def test_the_code_is_that_of_the_script_and_the_advice_names_it(started, tmp_path, main):
+    assert start(main, "--address", "10.0.0.1:6379") == 130
+    (plan,) = started["plans"]
+    assert plan.code_root == str(tmp_path / "repository")
+    directory = plan.run_dir if isinstance(plan, single.RunPlan) else plan.directory
+    module = single if isinstance(plan, single.RunPlan) else sweep
+    assert shlex.split(module.resume_command(plan)) == [
+        *("python", "repository/experiments/script.py", "--address", "10.0.0.1:6379", "--resume", str(directory))
+    ]
+    assert directory.is_absolute()
+
+
+def test_a_resumed_run_keeps_its_dataset_unless_another_is_named(started, tmp_path, monkeypatch):
+    start(entry.train_main)
+    run = started["plans"][0].run_dir
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "toy.yaml").write_text(FILE)
+    assert start(entry.train_main, "--resume", str(run)) == 130
+    assert start(entry.train_main, "--resume", str(run), "data.path=other") == 130
+    first = tmp_path / "outputs" / "datasets" / "d"
+    assert started["datasets"] == [None, first, None]
+    assert [plan.dataset for plan in started["plans"]] == [str(first), str(first), str(tmp_path / "outputs" / "other")]
+    assert started["plans"][1].code_root == str(tmp_path / "elsewhere" / "repository")
+
+
+def test_a_resumed_sweep_keeps_its_dataset(started, tmp_path):
+    start(entry.tune_main)
+    first = tmp_path / "outputs" / "datasets" / "d"
+    (tmp_path / "toy.yaml").write_text(FILE.replace("datasets/d", "datasets/new").replace("toy", "renamed"))
+    assert start(entry.tune_main, "--resume", "latest") == 130
+    assert started["datasets"] == [None, first]
+    assert started["plans"][1].dataset == str(first)
