@@ -171,5 +171,5 @@ def corrupt_error(sample: CorruptSample) -> UserError:
     """The error that stops a run at a corrupt sample."""
     return UserError(
         f"{sample.message}. Check the dataset with `sensorlab data check`; "
-        "to skip such samples set max_corrupt_fraction"
+        "to skip such samples set data.max_corrupt_fraction"
     )

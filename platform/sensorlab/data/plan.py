@@ -60,7 +60,7 @@ class StreamPlan:
         if self.batches_per_epoch == 0:
             raise UserError(
                 f"the split has {self._length} samples, fewer than one global batch of {self.global_batch}: "
-                "lower the batch size, or keep partial batches (last_batch: pad)"
+                "lower data.global_batch, or keep partial batches (data.last_batch: pad)"
             )
 
     def __getstate__(self) -> dict[str, Any]:

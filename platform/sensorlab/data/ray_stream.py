@@ -182,7 +182,7 @@ class RayStream(PrefetchedStream):
         free = ray.available_resources().get("CPU", 0.0)
         return (
             f"{super()._stall_message(cursor, waited)}. The stream runs {config.tasks} tasks of {config.task_cpus:g} "
-            f"CPUs each; {free:g} CPUs are free in the cluster. Lower task_cpus, or give the cluster more CPUs"
+            f"CPUs each; {free:g} CPUs are free in the cluster. Lower resources.data_cpus, or give the cluster more"
         )
 
 

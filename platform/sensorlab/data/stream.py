@@ -237,7 +237,7 @@ class PrefetchedStream(ABC):
         fraction, total = self.spec.config.max_corrupt_fraction, self.spec.split.num_samples
         if len(self.corrupt_samples) > fraction * total:
             raise UserError(
-                f"{len(self.corrupt_samples)} of {total} samples are corrupt, more than max_corrupt_fraction "
+                f"{len(self.corrupt_samples)} of {total} samples are corrupt, more than data.max_corrupt_fraction "
                 f"{fraction:g} allows. The last: {corrupt_error(corrupt[-1])}"
             )
 

@@ -228,7 +228,7 @@ def test_a_corrupt_sample_names_sample_shard_and_row(tmp_path: Path) -> None:
     stream = LocalStream(make_spec(toy_split(tmp_path, broken=(15,)), training=False))
     with pytest.raises(
         UserError,
-        match=r"'token-15' \(row 15 of split 'train'; .*shard-00001\.parquet, row group 0, row 2.*max_corrupt",
+        match=r"'token-15' \(row 15 of split 'train'; .*shard-00001\.parquet, row group 0, row 2.*data\.max_corrupt",
     ):
         list(stream.batches(0))
 
@@ -277,7 +277,7 @@ def test_more_corrupt_samples_than_allowed_stop_the_run(tmp_path: Path) -> None:
     spec = make_spec(toy_split(tmp_path, broken=(2, 8, 15)), global_batch=1, max_corrupt_fraction=0.1)
     stream = LocalStream(spec)
     with pytest.raises(
-        UserError, match=r"3 of 23 samples are corrupt, more than max_corrupt_fraction 0\.1 allows.*token-"
+        UserError, match=r"3 of 23 samples are corrupt, more than data\.max_corrupt_fraction 0\.1 allows.*token-"
     ):
         list(stream.batches(0))
     stream.close()
