@@ -24,7 +24,10 @@ _STALE_S = 30.0  # a run that has not written for so long (evaluation, checkpoin
 
 
 class ProgressWriter(Callback):
-    """Writes ``progress.json`` of the run: where it is, how fast, and how much of the time it waits for data."""
+    """Writes ``progress.json`` of the run: where it is, how fast, and how much of the time it waits for data.
+
+    A full or absent disk costs the line on the screen, not the training: the first failure is said, later ones are not.
+    """
 
     priority = 20
 
@@ -33,6 +36,7 @@ class ProgressWriter(Callback):
         self._data_wait_s = 0.0
         self._busy_s = 0.0
         self._written = 0.0
+        self._warned = False
 
     def on_fit_start(self, training: Training) -> None:
         self._write(training)
@@ -63,7 +67,13 @@ class ProgressWriter(Callback):
             content["samples_per_s"] = self._samples / self._busy_s
             content["data_wait"] = self._data_wait_s / self._busy_s
         self._samples, self._data_wait_s, self._busy_s = 0, 0.0, 0.0
-        write_json(training.run_dir / PROGRESS, content)
+        path = training.run_dir / PROGRESS
+        try:
+            write_json(path, content)
+        except OSError as error:
+            if not self._warned:
+                print(f"warning: the progress cannot be written to {path}: {error}", file=sys.stderr, flush=True)
+            self._warned = True
 
 
 class Ticker:

@@ -1,9 +1,13 @@
 """What fits on a cluster, and the message when nothing does."""
 
 import pytest
+from toy_program import ToyProgram
 
-from sensorlab.cluster.preflight import Demand, concurrent_runs
+from sensorlab.cluster.preflight import Demand, concurrent_runs, open_tracking
+from sensorlab.cluster.single import RunPlan, run_single
+from sensorlab.cluster.start import Cluster
 from sensorlab.errors import UserError
+from sensorlab.experiment import experiment_from
 
 LAPTOP = [{"CPU": 2.0}]
 
@@ -45,3 +49,27 @@ def test_gpus_limit_too():
 
 def test_thirds_are_not_lost_to_rounding():
     assert concurrent_runs(Demand(1, 0.1, 0.0, 0.0), [{"CPU": 0.3}]) == 3
+
+
+def test_a_store_in_a_file_serves_one_node(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlruns.db"
+    store = open_tracking(uri, "e", nodes=1)
+    assert store is not None
+    assert store.uri == uri
+    with pytest.raises(UserError, match=r"is a file, and the cluster has 2 nodes: start an MLflow server"):
+        open_tracking(uri, "e", nodes=2)
+    assert open_tracking(None, "e", nodes=2) is None
+
+
+def test_a_single_run_on_several_nodes_needs_a_server(tmp_path):
+    tree = {
+        "name": "toy",
+        "task": {"name": "bev_segmentation"},
+        "data": {"path": "d"},
+        "train": {"max_epochs": 1},
+    }
+    plan = RunPlan(tmp_path / "runs" / "toy", experiment_from(tree), "d", f"sqlite:///{tmp_path}/mlruns.db")
+    nodes = ({"CPU": 2.0}, {"CPU": 2.0})
+    with pytest.raises(UserError, match="the cluster has 2 nodes"):
+        run_single(plan, Cluster("10.0.0.1:6379", False, nodes), ToyProgram())
+    assert not plan.run_dir.exists()

@@ -61,6 +61,12 @@ def test_a_stop_inside_of_a_report_unwinds_the_training(spec, tmp_path):
     assert read_json(tmp_path / "run" / REPORT)["epoch"] == 2
 
 
+def test_progress_that_cannot_be_written_does_not_end_the_training(spec, tmp_path, capsys):
+    (tmp_path / "run" / PROGRESS / "occupied").mkdir(parents=True)  # a directory cannot be replaced by the file
+    assert train_worker({"spec": spec, "send": keep_report})["epochs"] == 3
+    assert capsys.readouterr().err.count("warning: the progress cannot be written") == 1
+
+
 def test_epochs_without_evaluation_are_not_reported(spec):
     sent = []
     reporter = Reporter(spec, "val/iou", "max", sent.append)
