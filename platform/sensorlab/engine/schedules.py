@@ -208,7 +208,7 @@ def _share(position: int, length: int) -> float:
     return min(position / length, 1.0) if length > 0 else 1.0
 
 
-SimpleShape = Annotated[
+_SimpleShape = (
     ConstantSchedule
     | OneCycleSchedule
     | StepSchedule
@@ -217,16 +217,15 @@ SimpleShape = Annotated[
     | PolynomialSchedule
     | InverseSchedule
     | CosineSchedule
-    | LinearSchedule,
-    Field(discriminator="name"),
-]
+    | LinearSchedule
+)
 
 
 class Piece(StrictModel):
     """One shape for a while. Inside of it steps and epochs count from its begin, and its length is their total."""
 
     length: int | None = Field(default=None, ge=1)  # None, in the last piece only: the rest of the training
-    shape: SimpleShape
+    shape: Annotated[_SimpleShape, Field(discriminator="name")]
 
 
 class PiecewiseSchedule(Shape):
@@ -263,16 +262,4 @@ class PiecewiseSchedule(Shape):
         return point.within(steps, begin, length_steps, length or point.total_epochs - begin)
 
 
-ScheduleConfig = Annotated[
-    ConstantSchedule
-    | OneCycleSchedule
-    | StepSchedule
-    | MultiStepSchedule
-    | ExponentialSchedule
-    | PolynomialSchedule
-    | InverseSchedule
-    | CosineSchedule
-    | LinearSchedule
-    | PiecewiseSchedule,
-    Field(discriminator="name"),
-]
+ScheduleConfig = Annotated[_SimpleShape | PiecewiseSchedule, Field(discriminator="name")]

@@ -15,7 +15,7 @@ from sensorlab.config import as_dict, digest
 from sensorlab.engine.accumulate import AccumulateConfig, Accumulation
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.fit import fit
-from sensorlab.engine.optim import GroupRule, OptimConfig
+from sensorlab.engine.optim import ClipConfig, GroupRule, OptimConfig
 from sensorlab.engine.presets import PRESETS
 from sensorlab.engine.schedules import ConstantSchedule, CosineSchedule, OneCycleSchedule, ScheduleConfig, SchedulePoint
 from sensorlab.engine.warmup import WarmupConfig, rates
@@ -254,6 +254,61 @@ def test_an_epoch_must_hold_a_step(tmp_path):
     config = ramped(train=TrainConfig(max_epochs=1, accumulate=AccumulateConfig(passes=9, window="run")))
     with pytest.raises(UserError, match="9 passes and an epoch has 8 batches"):
         train(config, tmp_path, Recorder())
+
+
+class Weights(Callback):
+    """Weights after each step, the initial ones first."""
+
+    def on_fit_start(self, training):
+        self.optimizer, self.seen = training.optimizer, [self.flat(training)]
+
+    def on_step_end(self, training, record):
+        self.seen.append(self.flat(training))
+
+    def flat(self, training):
+        return torch.cat([parameter.detach().flatten().clone() for parameter in training.model.parameters()])
+
+
+def plain(tmp_path, **train) -> list[torch.Tensor]:
+    """Weights of three SGD steps at rate 1 without momentum."""
+    config = toy_experiment(
+        optim=OptimConfig(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0),
+        schedule=ConstantSchedule(),
+        train=TrainConfig(max_steps=3, **train),
+    )
+    callback, task = Weights(), ToyTask(config.task)
+    fit(config, task, ToyStream(34, 4, task), None, run_dir=tmp_path, callbacks=[callback])
+    return callback.seen
+
+
+def test_the_loop_clips_by_what_is_configured(tmp_path):
+    small = {"value": 1e-3}
+    for number, (clip, p) in enumerate(
+        [({"kind": "value"}, math.inf), ({"p": "inf"}, math.inf), ({}, 2), ({"p": 1.0}, 1)]
+    ):
+        seen = plain(tmp_path / str(number), clip=ClipConfig(**small, **clip))
+        for before, after in pairwise(seen):
+            assert float((after - before).norm(p)) == pytest.approx(1e-3, rel=1e-3)
+    free = plain(tmp_path / "free", clip=None)
+    assert float((free[1] - free[0]).norm()) > 0.1
+
+
+def test_the_loop_adds_up_or_averages_the_passes(tmp_path):
+    mean, total = (
+        plain(tmp_path / reduction, clip=None, accumulate=AccumulateConfig(passes=2, reduction=reduction))
+        for reduction in ("mean", "sum")
+    )
+    torch.testing.assert_close(total[1] - total[0], 2 * (mean[1] - mean[0]), rtol=1e-4, atol=1e-6)
+
+
+def test_the_loop_scales_decay_with_the_samples_of_a_step(tmp_path):
+    config = toy_experiment(
+        optim=OptimConfig(weight_decay=0.01, weight_decay_batch=64),
+        train=TrainConfig(max_steps=1, accumulate=AccumulateConfig(passes=8)),
+    )
+    callback, task = Weights(), ToyTask(config.task)
+    fit(config, task, ToyStream(34, 4, task), None, run_dir=tmp_path, callbacks=[callback])
+    assert callback.optimizer.param_groups[0]["weight_decay"] == 0.01 * 4 * 8 / 64
 
 
 def test_rates_cost_little():
