@@ -81,8 +81,11 @@ def _train(args: argparse.Namespace, script: Path) -> int:
     from sensorlab.cluster.single import RunPlan, check_single, run_single
     from sensorlab.cluster.sweep import new_name
 
+    for item in args.overrides:
+        if item.partition("=")[0].partition(".")[0] == "sweep":
+            raise UserError(f"{item}: {script.name} runs one experiment; sweep.* belongs to tune_bev.py")
     tree = apply_overrides(load_yaml(args.config), args.overrides)
-    tree.pop("sweep", None)
+    tree.pop("sweep", None)  # one file serves both scripts
     if args.resume:
         plan = RunPlan.load(_root(args, tree), args.resume)
         root = plan.run_dir.parent.parent

@@ -68,6 +68,13 @@ def test_what_cannot_start_is_said_before_the_dataset_is_made(started, capsys, m
     assert started == {"datasets": [], "plans": []}
 
 
+@pytest.mark.parametrize("override", ["sweep.num_trials=3", "sweep={num_trials: 3}", "sweep.space.optim.lr=null"])
+def test_a_single_run_takes_no_settings_of_a_sweep(started, capsys, override):
+    assert start(entry.train_main, override) == 2
+    assert "script.py runs one experiment; sweep.* belongs to tune_bev.py" in capsys.readouterr().err
+    assert started == {"datasets": [], "plans": []}
+
+
 @pytest.mark.parametrize("main", [entry.train_main, entry.tune_main])
 def test_the_code_is_that_of_the_script_and_the_advice_names_it(started, tmp_path, main):
     assert start(main, "--address", "10.0.0.1:6379") == 130
