@@ -153,10 +153,11 @@ class ExperimentConfig(StrictModel):
     @model_validator(mode="after")
     def _warmup_fits(self) -> ExperimentConfig:
         ramp, warmup = self.train.accumulate.ramp, self.warmup
+        unequal = ramp or self.train.accumulate.window != "epoch"
         if ramp and (warmup is None or warmup.unit != "epochs"):
             raise ValueError("train.accumulate.ramp needs a warmup with unit: epochs")
-        if ramp and isinstance(self.schedule, PiecewiseSchedule) and self.schedule.unit == "epochs":
-            raise ValueError("train.accumulate.ramp makes epochs of unequal steps: give the pieces in unit: steps")
+        if unequal and isinstance(self.schedule, PiecewiseSchedule) and self.schedule.unit == "epochs":
+            raise ValueError("train.accumulate makes epochs of unequal steps here: give the pieces in unit: steps")
         if warmup is None:
             return self
         if warmup.momentum_start is not None and self.optim.name != "sgd":

@@ -364,6 +364,14 @@ def test_contradicting_warm_ups_are_refused():
             {"schedule": schedule(name="piecewise", pieces=[{"shape": {"name": "constant"}}])},
             "give the pieces in unit: steps",
         ),
+        (
+            {
+                "schedule": schedule(name="piecewise", pieces=[{"shape": {"name": "constant"}}]),
+                "warmup": None,
+                "train": TrainConfig(max_epochs=1, accumulate=AccumulateConfig(passes=2, window="multiple")),
+            },
+            "give the pieces in unit: steps",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(changes, message):
