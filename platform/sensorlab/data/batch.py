@@ -69,6 +69,14 @@ class RowReader:
         return pa.concat_tables(tables), tuple(corrupt)
 
 
+class MisfitError(UserError):
+    """Raised by a task's ``collate``: item ``position`` does not fit the others. The message goes on "sample X ..."."""
+
+    def __init__(self, position: int, message: str) -> None:
+        super().__init__(message)
+        self.position = position
+
+
 @dataclass(frozen=True, eq=False)
 class BatchMaker:
     """Turns the samples of a worker batch into collated arrays. Picklable."""
@@ -96,7 +104,8 @@ class BatchMaker:
             corrupt samples that were met.
 
         Raises:
-            UserError: a sample cannot be used and ``tolerate_corrupt`` is off; names sample, shard and row.
+            UserError: a sample cannot be used and ``tolerate_corrupt`` is off; names sample, shard and row. Or samples
+                that do not fit into one batch.
         """
         corrupt = {sample.row: sample for sample in unreadable}
         samples = self._decode([row for row in job.rows.tolist() if row not in corrupt], table, corrupt)
@@ -107,7 +116,12 @@ class BatchMaker:
                 item, index[position] = self._replace(job.epoch, row, corrupt)
                 is_filler[position] |= not self.training
             items.append(item)
-        arrays = self.task.collate(items)
+        try:
+            arrays = self.task.collate(items)
+        except MisfitError as error:
+            row = int(index[error.position])
+            name = f"sample {samples[row].token!r}, row {row}" if row in samples else f"row {row}"
+            raise UserError(f"{name} of split {self.reader.split.name!r} {error}") from error
         if {"index", "is_filler"} & arrays.keys():
             raise TypeError("a task's arrays must not be called 'index' or 'is_filler': the stream adds these")
         return {**arrays, "index": index, "is_filler": is_filler}, tuple(corrupt.values())

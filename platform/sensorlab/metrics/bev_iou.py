@@ -33,6 +33,7 @@ class BEVIoUProtocol(Protocol):
     visibility: Literal["ignore", "keep"] = "ignore"  # cells of boxes with visibility 1: not counted, or counted
     min_lidar_points: int = 0  # boxes with fewer are not foreground
     frame: str = "CAM_FRONT"  # the grid is aligned with this camera
+    frame_pose: Literal["exposure", "calibration"] = "exposure"  # its pose: as it exposed, or without ego motion
     x: tuple[float, float] = (-50.0, 50.0)  # metres, right
     z: tuple[float, float] = (-50.0, 50.0)  # metres, forward
     cells: tuple[int, int] = (200, 200)  # Z, X

@@ -14,6 +14,7 @@ import pytest
 import torch
 from stream_toys import ToyTask, toy_split
 
+from sensorlab.data.batch import MisfitError
 from sensorlab.data.dataset import Split
 from sensorlab.data.local_stream import LocalStream
 from sensorlab.data.stream import StreamConfig, StreamSpec, to_tensors
@@ -297,6 +298,17 @@ class BuggyTask(ToyTask):
 def test_a_bug_in_a_task_is_no_corrupt_sample(split: Split) -> None:
     spec = StreamSpec(split, BuggyTask(), 2, 0, True, StreamConfig(max_corrupt_fraction=1.0))
     with pytest.raises(KeyError, match="a bug in the task"):
+        read(spec, 0)
+
+
+class UniformTask(ToyTask):
+    def collate(self, items: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        raise MisfitError(1, "is too wide")
+
+
+def test_a_sample_that_does_not_fit_its_batch_is_named(split: Split) -> None:
+    spec = StreamSpec(split, UniformTask(), 4, 0, False, StreamConfig(max_corrupt_fraction=1.0))
+    with pytest.raises(UserError, match=r"sample 'token-1', row 1 of split 'train' is too wide"):
         read(spec, 0)
 
 

@@ -115,8 +115,8 @@ def test_every_field_of_the_protocol_changes_its_digest() -> None:
     base = BEVIoUProtocol()
     changes = {
         "averaging": "sample_mean", "threshold": 0.4, "categories": ("human",), "visibility": "keep",
-        "min_lidar_points": 1, "frame": "CAM_BACK", "x": (-30.0, 30.0), "z": (0.0, 50.0), "cells": (100, 100),
-        "corners": "truncated", "bins": (0.0, 1.0), "distance": "ground",
+        "min_lidar_points": 1, "frame": "CAM_BACK", "frame_pose": "calibration", "x": (-30.0, 30.0),
+        "z": (0.0, 50.0), "cells": (100, 100), "corners": "truncated", "bins": (0.0, 1.0), "distance": "ground",
     }  # fmt: skip
     digests = {base.digest} | {base.model_copy(update={name: value}).digest for name, value in changes.items()}
     assert len(digests) == 1 + len(changes) == len(BEVIoUProtocol.model_fields) - 1

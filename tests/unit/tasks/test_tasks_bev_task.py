@@ -10,6 +10,7 @@ import pytest
 import torch
 from bev_samples import HEIGHT, INTRINSICS, WIDTH, box_list, ego_from_camera_now, make_sample, small_task
 
+from sensorlab.data.batch import MisfitError
 from sensorlab.data.random_streams import SampleRandom
 from sensorlab.data.sample import CameraFrame, Sample
 from sensorlab.errors import UserError
@@ -50,6 +51,17 @@ def test_transform_is_pure_and_draws_anew_in_every_epoch() -> None:
     for name, value in first.items():
         assert value.tobytes() == again[name].tobytes() == other_process[name].tobytes(), name
     assert not np.array_equal(first["images"], next_epoch["images"])
+
+
+def test_samples_with_other_numbers_of_cameras_make_no_batch() -> None:
+    task, whole, poor = small_task(), make_sample("whole"), make_sample("poor")
+    poor.cameras.pop()
+    items = [task.transform(sample, SampleRandom(0, 0, sample.token), False) for sample in (whole, poor)]
+    with pytest.raises(
+        MisfitError, match=r"has 3 cameras where others of its batch have 4: set task\.cameras\.names"
+    ) as e:
+        task.collate(items)
+    assert e.value.position == 1
 
 
 def test_evaluation_draws_nothing() -> None:
@@ -197,6 +209,9 @@ def test_reported_names_and_protocols() -> None:
     protocol = task.protocol
     assert (protocol.x, protocol.z, protocol.cells, protocol.frame) == ((-20, 20), (-20, 20), (40, 40), "CAM_FRONT")
     assert small_task({"legacy": ["label_corners"]}).protocol.corners == "truncated"
+    unmoved = small_task({"legacy": ["camera_motion"]}).protocol
+    assert (protocol.frame_pose, unmoved.frame_pose) == ("exposure", "calibration")
+    assert unmoved.digest != protocol.digest
 
 
 def test_constant_baselines() -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sensorlab.data.batch import MisfitError
 from sensorlab.data.random_streams import SampleRandom
 from sensorlab.data.sample import Sample
 from sensorlab.geometry.poses import inverse_rigid
@@ -99,6 +100,14 @@ class BEVSegmentation(BaseTask):
         return build_labels(sample.boxes, ref_from_ego, self.grid, self.label_rules)
 
     def collate(self, items: Sequence[Arrays]) -> Arrays:
+        counts = [len(item["images"]) for item in items]
+        for position, count in enumerate(counts):
+            if count != counts[0]:
+                raise MisfitError(
+                    position,
+                    f"has {count} cameras where others of its batch have {counts[0]}: set task.cameras.names to "
+                    "cameras that every sample has",
+                )
         ragged = {"radar_points", "radar_features", "lidar_points"}
         return {
             name: (sensors.pad_points if name in ragged else np.stack)([item[name] for item in items])
@@ -171,6 +180,7 @@ class BEVSegmentation(BaseTask):
             visibility=config.labels.visibility,
             min_lidar_points=config.labels.min_lidar_points,
             frame=config.cameras.reference,
+            frame_pose="calibration" if config.is_legacy("camera_motion") else "exposure",
             x=(config.grid.x[0] + config.grid.centroid[0], config.grid.x[1] + config.grid.centroid[0]),
             z=(config.grid.z[0] + config.grid.centroid[2], config.grid.z[1] + config.grid.centroid[2]),
             cells=(config.grid.cells[0], config.grid.cells[2]),
