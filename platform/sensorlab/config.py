@@ -153,8 +153,12 @@ def lookup(tree: Mapping[str, Any], dotted: str) -> Any:
     return value
 
 
-def validate(model: type[ModelT], tree: Mapping[str, Any], where: str = "configuration") -> ModelT:
+def validate(model: type[ModelT], tree: Mapping[str, Any], where: str = "configuration", prefix: str = "") -> ModelT:
     """Build ``model`` from a nested mapping.
+
+    Args:
+        where: what the mapping is, for messages; a file where there is one.
+        prefix: dotted key of the mapping in the whole, for messages.
 
     Raises:
         UserError: one line per fault, each naming the dotted key, what was found, and for an unknown key the nearest
@@ -164,15 +168,17 @@ def validate(model: type[ModelT], tree: Mapping[str, Any], where: str = "configu
         # YAML has no tuples; validating the JSON form lets strict models accept lists for them.
         return model.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        lines = [_explain(model, dict(fault)) for fault in error.errors()]
+        lines = [_explain(model, dict(fault), prefix) for fault in error.errors()]
         raise UserError(f"{where} is not valid:\n  " + "\n  ".join(lines)) from None
+    except UserError as error:  # of a part that validates itself
+        raise UserError(f"{where}: {error}") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{where} holds a value that YAML/JSON cannot express: {error}") from error
 
 
-def _explain(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
+def _explain(model: type[BaseModel], fault: Mapping[str, Any], prefix: str) -> str:
     location = [str(part) for part in fault["loc"]]
-    dotted = ".".join(location)
+    dotted = prefix + ".".join(location)
     if fault["type"] == "extra_forbidden":
         valid = _fields_at(model, location[:-1])
         near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
@@ -184,7 +190,10 @@ def _explain(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
         return f"{dotted}: unknown key; {hint}"
     if fault["type"] == "missing":
         return f"{dotted}: missing"
-    return f"{dotted}: {fault['msg']} (found {fault['input']!r})"
+    message = fault["msg"].removeprefix("Value error, ")
+    # A rule over several keys names them itself; the whole section would drown it.
+    found = "" if isinstance(fault["input"], Mapping) else f" (found {fault['input']!r})"
+    return f"{dotted}: {message}{found}" if dotted else f"{message}{found}"
 
 
 def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:

@@ -148,7 +148,7 @@ class ExperimentConfig(StrictModel):
             return value
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
             raise ValueError("a mapping with the 'name' of a task")
-        return validate(task_class(value["name"]).Config, value, where="task")
+        return validate(task_class(value["name"]).Config, value, where="its task", prefix="task.")
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> ExperimentConfig:
