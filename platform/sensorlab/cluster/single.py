@@ -27,7 +27,18 @@ from sensorlab.runs.store import Store
 
 RUN = "run.json"
 MAX_FAILURES = 3  # restarts of the worker group
-_PARAMS = ("optim", "schedule", "seed", "data.global_batch", "train.max_epochs", "train.max_steps", "train.precision")
+_PARAMS = (
+    "optim",
+    "schedule",
+    "warmup",
+    "train.accumulate",
+    "train.clip",
+    "seed",
+    "data.global_batch",
+    "train.max_epochs",
+    "train.max_steps",
+    "train.precision",
+)
 
 
 @dataclass(frozen=True)
