@@ -107,6 +107,9 @@ class StripesTask(BaseTask):
     def metrics(self) -> dict[str, Any]:
         return {"accuracy": Accuracy()}
 
+    def decode(self, outputs: Outputs) -> list[int]:
+        return outputs["scores"].argmax(1).tolist()
+
     def panels(self, outputs: Outputs, batch: Batch) -> list[tuple[str, np.ndarray]]:
         return []
 

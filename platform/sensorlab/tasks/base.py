@@ -89,6 +89,13 @@ class BaseTask(ABC):
         """Fresh accumulators by name. Reported names are ``<name>`` from ``compute`` of each."""
 
     @abstractmethod
+    def decode(self, outputs: Outputs) -> list[Any]:
+        """What the outputs say, one element per sample of the batch, in the task's own terms: objects, classes, poses.
+
+        For prediction and export; training, losses and metrics work on the outputs themselves.
+        """
+
+    @abstractmethod
     def panels(self, outputs: Outputs, batch: Batch) -> list[tuple[str, np.ndarray]]:
         """Pictures of a batch: (title, (H, W, 3) uint8), one per sample at most."""
 

@@ -16,7 +16,7 @@ from sensorlab.data.sample import CameraFrame, Sample
 from sensorlab.errors import UserError
 from sensorlab.geometry.cameras import project_points
 from sensorlab.geometry.poses import inverse_rigid, transform_points
-from sensorlab.tasks.base import task_class
+from sensorlab.tasks.base import BaseTask, task_class
 from sensorlab.tasks.bev_segmentation import Task
 from sensorlab.tasks.bev_segmentation.baseline import constant_baseline
 
@@ -196,6 +196,21 @@ def test_a_few_steps_on_two_samples_reduce_the_loss() -> None:
         optimizer.step()
         history.append(float(loss.detach()))
     assert history[-1] < 0.6 * history[0]
+
+
+def test_decoding_gives_the_instances_of_every_sample() -> None:
+    task = small_task()
+    labels = task.label_arrays(make_sample())
+    maps = {name: torch.from_numpy(labels[name]).float()[None] for name in ("seg", "center", "offset")}
+    maps["seg"] = 20 * maps["seg"] - 10  # logits
+    nothing = {name: torch.full_like(value, -10 if name == "seg" else 0) for name, value in maps.items()}
+    found, empty = task.decode({name: torch.cat([maps[name], nothing[name]]) for name in maps})
+    assert found.ids.any()
+    assert not empty.ids.any()
+
+
+def test_a_task_must_say_how_its_outputs_are_decoded() -> None:
+    assert "decode" in BaseTask.__abstractmethods__
 
 
 def test_reported_names_and_protocols() -> None:
