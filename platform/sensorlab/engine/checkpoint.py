@@ -248,7 +248,7 @@ class CheckpointStore:
         """Write the checkpoint of ``step``, then apply the retention."""
         path = self.root / f"{_PREFIX}{step:08d}"
         save(path, state, step=step, metrics=metrics)
-        self._retain()
+        self.retain()
         return path
 
     def all(self) -> list[CheckpointInfo]:
@@ -274,7 +274,8 @@ class CheckpointStore:
         """The checkpoint with the best value of the metric, or None if none has one."""
         return _best(self.all(), self.best_metric, self.best_mode)
 
-    def _retain(self) -> None:
+    def retain(self) -> None:
+        """Remove what is neither among the latest K nor the best; ``save`` does it, unless the process is killed."""
         infos = self.all()
         keep = {info.path for info in infos[-self.keep_latest :]}
         best = _best(infos, self.best_metric, self.best_mode)

@@ -78,6 +78,8 @@ def fit(
         for callback in training.callbacks:
             callback.on_error(training, error)
         raise
+    if training.workers.is_main:
+        training.store.retain()  # the attempt that wrote the last checkpoint may have died before it could
     for callback in training.callbacks:
         callback.on_fit_end(training)
     best, last = training.store.best(), training.store.latest()

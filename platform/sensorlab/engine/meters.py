@@ -108,7 +108,7 @@ class IntervalMeter:
             self._step_s += record.step_s
             self._lr = record.lr
         if entries:
-            values = torch.stack([value.detach().double() for _, value in entries]).tolist()
+            values = torch.stack([value.detach() for _, value in entries]).double().tolist()
             for (name, _), value in zip(entries, values, strict=True):
                 self._sums[name] = self._sums.get(name, 0.0) + value
         self._pending.clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sensorlab.engine.meters import StepRecord
 from sensorlab.engine.optim import clip_gradients, gradient_norm, set_rates
-from sensorlab.engine.training import Training, step_seed
+from sensorlab.engine.training import Training, seed_step
 from sensorlab.engine.warmup import rates
 from sensorlab.tasks.base import Batch
 
@@ -29,7 +31,7 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
     config, cursor, device = training.config, training.cursor, training.workers.device
     started = time.perf_counter()
     data_wait = 0.0
-    torch.manual_seed(step_seed(config.seed, "step", cursor.step, training.workers.rank))
+    seed_step(device, config.seed, "step", cursor.step, training.workers.rank)
     step_rates = rates(config.schedule, config.warmup, training.schedule_point(num_passes), config.optim.momentum)
     set_rates(training.optimizer, config.optim.lr, step_rates)
     pass_weight = 1.0 if config.train.accumulate.reduction == "sum" else 1.0 / num_passes
@@ -44,8 +46,8 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
         batch = to_device(batch, device)
         with _gradient_sync(training.network, index == num_passes - 1), autocast(training):
             _, terms, details = training.network(batch)
-            loss = torch.stack(list(terms.values())).sum()
-        training.scaler.scale(loss * pass_weight).backward()
+            loss = functools.reduce(operator.add, terms.values())
+        training.scaler.scale(loss if pass_weight == 1.0 else loss * pass_weight).backward()
         _accumulate(losses, terms | {"loss": loss}, 1.0 / num_passes)
         _accumulate(extras, details, 1.0 / num_passes)
         cursor.batch += 1
