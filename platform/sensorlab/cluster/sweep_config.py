@@ -150,7 +150,10 @@ def split_overrides(
     if not isinstance(experiment.get("sweep"), Mapping):
         raise UserError("the experiment file has no 'sweep' section; train_bev.py runs a single experiment")
     sweep = dict(experiment.pop("sweep"))
-    space = dict(sweep.get("space") or {})
+    space = sweep.get("space") or {}
+    if not isinstance(space, Mapping):
+        raise UserError(f"sweep.space: expected a mapping of dotted keys to their values, found {space!r}")
+    space = dict(space)
     for item in overrides:
         if item.startswith(_SPACE_PREFIX):
             key, equals, text = item[len(_SPACE_PREFIX) :].partition("=")

@@ -155,3 +155,8 @@ def test_log_scaled_keys():
     sweep = sweep_of(a={"loguniform": [1e-4, 1]}, b={"uniform": [0, 1]}, c={"loginteger": [1, 8]})
     assert log_scaled(sweep) == ("a", "c")
     assert math.isclose(min(tune_space(sweep)["a"].sample() for _ in range(500)), 1e-4, rel_tol=1.0)
+
+
+def test_a_space_that_is_no_mapping_is_explained():
+    with pytest.raises(UserError, match=r"sweep.space: expected a mapping"):
+        split_overrides({"sweep": {"space": [1]}}, [])
