@@ -54,7 +54,7 @@ COMMANDS: dict[str, list[str] | None] = {
     "--image-height 450": [],
     "sensorlab data check datasets/mini": [],
     "sensorlab data show datasets/mini --split val --index 3 --out sample.png": ["--index", "0"],
-    "python experiments/train_bev.py data.path=$PWD/datasets/mini": TINY,
+    "python experiments/train_bev.py data.path=$PWD/datasets/mini": [*TINY, "data.global_batch=2"],
     "sensorlab config": [],
     "sensorlab bench --list": [],
     ". .venv/bin/activate": None,
