@@ -1,7 +1,8 @@
 """Every command of the README runs.
 
 Commands that take minutes run with overrides that make them small; what is written in the README is otherwise what is
-executed. ``ray job submit`` is run by test_cluster_job.py, the make targets by whoever runs the tests.
+executed. ``ray job submit`` is run by test_cluster_job.py, ``compare-losses`` by test_engine_compare.py, the make
+targets by whoever runs the tests.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ COMMANDS: dict[str, list[str] | None] = {
     "python experiments/tune_bev.py sweep.num_trials=4 train.max_epochs=3": [*TINY_SWEEP, "sweep.num_trials=1"],
     "python experiments/train_bev.py": TINY,
     "python experiments/tune_bev.py --resume latest": [],
+    "python experiments/baseline_bev.py": [],
     "mlflow ui --backend-store-uri sqlite:///mlruns.db": [],
     "sensorlab data synth --out world": [
         "--scenes",
@@ -55,6 +57,8 @@ COMMANDS: dict[str, list[str] | None] = {
     "sensorlab data check datasets/mini": [],
     "sensorlab data show datasets/mini --split val --index 3 --out sample.png": ["--index", "0"],
     "python experiments/train_bev.py data.path=$PWD/datasets/mini": [*TINY, "data.global_batch=2"],
+    "sensorlab selftest resume": ["--kills", "1"],
+    "sensorlab compare-losses A B": None,
     "sensorlab config": [],
     "sensorlab bench --list": [],
     ". .venv/bin/activate": None,
