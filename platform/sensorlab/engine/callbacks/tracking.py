@@ -82,8 +82,6 @@ class Tracking(Callback):
             self._recorder.log_image(picture, f"val/panel_{index}", step)
 
     def on_checkpoint(self, training: Training, path: Path) -> None:
-        # What the checkpoint counts as logged must be durable, or a resumed run has a gap.
-        self._recorder.flush()
         self._recorder.set_tags({"sensorlab.latest_checkpoint": str(path)})
 
     def on_fit_end(self, training: Training) -> None:
@@ -103,6 +101,8 @@ class Tracking(Callback):
         self._close("KILLED" if killed else "FAILED")
 
     def state_dict(self) -> dict[str, Any]:
+        # What a checkpoint counts as logged must be durable before it exists, or a run resumed from it has a gap.
+        self._recorder.flush()
         return {"last_logged_step": self._last_logged_step}
 
     def _close(self, status: RunStatus) -> None:
