@@ -19,7 +19,7 @@ LAYERS = (
     ("data", "models", "metrics", "runs"),
     ("tasks",),
     ("engine", "experiment"),
-    ("cluster",),
+    ("cluster", "selftest"),
     ("bench",),
     ("cli", "config_reference"),
 )
