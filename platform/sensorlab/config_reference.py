@@ -12,7 +12,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -104,11 +104,21 @@ def _has_model_default(field: FieldInfo) -> bool:
 
 def _type(field: FieldInfo) -> str:
     models = _models(field.annotation)
-    text = field.annotation.__name__ if isinstance(field.annotation, type) else str(field.annotation)
+    annotation = _without_bounds(field.annotation)
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     text = _TYPE_NOISE.sub("", text)
     for model in models:
         text = text.replace(f"{model.__module__}.", "")
-    return f"`{re.sub(r', FieldInfo.*?]', ']', text)}`".replace("|", "\\|")
+    return f"`{text}`".replace("|", "\\|")
+
+
+def _without_bounds(annotation: Any) -> Any:
+    """The type inside of ``Annotated``, also where it is an argument of another type."""
+    if get_origin(annotation) is Annotated:
+        return _without_bounds(get_args(annotation)[0])
+    if get_origin(annotation) is tuple:
+        return tuple[tuple(_without_bounds(argument) for argument in get_args(annotation))]  # type: ignore[misc]
+    return annotation
 
 
 def _default(field: FieldInfo) -> str:

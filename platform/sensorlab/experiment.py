@@ -30,10 +30,10 @@ class PrepareConfig(StrictModel):
     dataroot: str | None = None  # nuscenes: the dataroot to read
     version: str = "v1.0-mini"
     sweeps: int = Field(default=1, ge=1)  # sweeps per radar and lidar, the keyframe's included
-    image_height: int | None = None  # re-encode images to this height; None keeps them
+    image_height: int | None = Field(default=None, ge=16)  # re-encode images to this height; None keeps them
     val_scenes: tuple[str, ...] = ()  # scene names of the val split; empty: by the rule of the source
-    scenes: int = 8  # synthetic: number of scenes
-    keyframes: int = 10  # synthetic: keyframes per scene
+    scenes: int = Field(default=8, ge=2)  # synthetic: number of scenes
+    keyframes: int = Field(default=10, ge=1)  # synthetic: keyframes per scene
     seed: int = 0  # synthetic
 
 
@@ -127,7 +127,7 @@ class ExperimentConfig(StrictModel):
     original system (``engine/presets.py``).
     """
 
-    name: str  # first part of the names of its runs and sweeps
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,80}$")  # first part of the names of its runs and sweeps
     seed: int = 0  # of the weights, the order of the samples and every random draw
     task: SerializeAsAny[StrictModel]
     data: DataConfig

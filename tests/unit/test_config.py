@@ -198,3 +198,17 @@ def test_a_user_error_ends_with_code_2_and_one_line(capsys):
     assert exit_on_user_error(main) == 2
     assert capsys.readouterr().err == "error: no such file: x\n"
     assert exit_on_user_error(lambda: None) == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("optim.lr=-1", "optim.lr"),
+        ("optim.betas=[1.5, 2]", "optim.betas.0"),
+        ("name=../../x", "name"),
+        ("data.prepare={source: synthetic, scenes: 0}", "data.prepare.scenes"),
+    ],
+)
+def test_values_out_of_bounds_are_refused(override, key):
+    with pytest.raises(UserError, match=key):
+        experiment(override)

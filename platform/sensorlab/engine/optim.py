@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -30,17 +30,20 @@ class GroupRule(StrictModel):
     weight_decay: float | None = None  # None: the optimiser's
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimConfig(StrictModel):
     """Optimiser settings; ``lr`` is the peak, shaped by the schedule."""
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float = 3e-4
-    weight_decay: float = 1e-7
+    lr: float = Field(default=3e-4, ge=0)
+    weight_decay: float = Field(default=1e-7, ge=0)
     weight_decay_batch: int | None = Field(default=None, ge=1)  # samples per step it is meant for: scaled to the actual
-    momentum: float = 0.9  # sgd
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # sgd
     nesterov: bool = False  # sgd
-    betas: tuple[float, float] = (0.9, 0.999)  # adam, adamw
-    eps: float = 1e-8  # adam, adamw
+    betas: tuple[Decay, Decay] = (0.9, 0.999)  # adam, adamw
+    eps: float = Field(default=1e-8, gt=0)  # adam, adamw
     groups: tuple[GroupRule, ...] = ()
 
     def decay_scale(self, samples_per_step: int) -> float:
