@@ -143,16 +143,6 @@ def nested(dotted: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def lookup(tree: Mapping[str, Any], dotted: str) -> Any:
-    """Value of a dotted key in a nested mapping; ``KeyError`` if it is not there."""
-    value: Any = tree
-    for key in dotted.split("."):
-        if not isinstance(value, Mapping) or key not in value:
-            raise KeyError(dotted)
-        value = value[key]
-    return value
-
-
 def validate(model: type[ModelT], tree: Mapping[str, Any], where: str = "configuration", prefix: str = "") -> ModelT:
     """Build ``model`` from a nested mapping.
 

@@ -10,7 +10,6 @@ from sensorlab.config import (
     digest,
     flatten,
     load_yaml,
-    lookup,
     merge,
     validate,
 )
@@ -184,9 +183,6 @@ def test_digest_changes_with_any_leaf_and_only_then():
 def test_nested_helpers():
     tree = {"a": {"b": 1, "c": {"d": 2}}, "e": {}}
     assert flatten(tree) == {"a.b": 1, "a.c.d": 2, "e": {}}
-    assert lookup(tree, "a.c.d") == 2
-    with pytest.raises(KeyError):
-        lookup(tree, "a.x")
     assert merge(tree, {"a": {"b": 5}}) == {"a": {"b": 5, "c": {"d": 2}}, "e": {}}
     assert tree["a"]["b"] == 1
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_states import assert_equal
 
 from sensorlab.data.payload import CorruptSample
 from sensorlab.engine import checkpoint
@@ -66,23 +67,6 @@ def final_state(run_dir: Path) -> tuple[dict, list[str]]:
     return state, [
         ", ".join(part for part in line.split(", ") if not any(kind in part for kind in measured)) for line in log
     ]
-
-
-def assert_equal(left, right, where="state"):
-    assert type(left) is type(right), where
-    if isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            assert_equal(left[key], right[key], f"{where}.{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), where
-        for i, pair in enumerate(zip(left, right, strict=True)):
-            assert_equal(*pair, f"{where}[{i}]")
-    elif isinstance(left, torch.Tensor):
-        assert left.dtype == right.dtype, where
-        assert torch.equal(left, right), where
-    else:
-        assert left == right, where
 
 
 @pytest.fixture(scope="module")
