@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-import time
+import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,7 +51,7 @@ class Delivery:
         self.last_steps: dict[str, int] = {}  # by stored name; what the store has
         self.skipped = 0  # points left out because the store had their step
         self._reopen = reopen
-        self._started_ms = int(time.time() * 1000)
+        self.attempt = uuid.uuid4().hex  # a clock could not tell attempts apart: hosts differ, and so do milliseconds
         self._client: MlflowClient | None = None
         self._images: set[tuple[str, int]] = set()
         self._names = MetricNames()
@@ -155,7 +155,7 @@ class Delivery:
             tags = [RunTag(key, shortened(str(value), MAX_TAG_LENGTH)) for key, value in items]
             self._in_calls(tags, lambda part: self._log_batch(tags=part))
         elif record.kind == "status":
-            if self._reopen and record.time_ms < self._started_ms:
+            if self._reopen and record.values.get("attempt") != self.attempt:
                 return  # the end of an earlier attempt, delivered late: the run goes on
             self._client.set_terminated(self.run_id, status=record.values["status"], end_time=record.time_ms)
         else:

@@ -170,7 +170,7 @@ class RunRecorder:
         deadline = time.monotonic() + deadline_s
         self.flush(deadline_s)
         if status is not None:
-            self._queue.append(Record("status", 0, _now_ms(), {"status": status}))
+            self._queue.append(Record("status", 0, _now_ms(), {"status": status, "attempt": self._delivery.attempt}))
         delivered = self.flush(max(0.0, deadline - time.monotonic()))
         with self._lock:
             self._save(artifacts=True, sync=True)
