@@ -52,6 +52,38 @@ def test_one_camera_and_no_index() -> None:
     assert picture.shape[1] > 800
 
 
+def _training_batch(tree: dict) -> tuple:  # type: ignore[no-untyped-def, type-arg]
+    task = small_task(tree)
+    items = [task.transform(make_sample(f"s{i}"), SampleRandom(0, 0, f"s{i}"), True) for i in range(2)]
+    batch = {name: torch.from_numpy(value) for name, value in task.collate(items).items()}
+    return task, batch | {"index": torch.tensor([5, 6]), "is_filler": torch.tensor([False, False])}
+
+
+def test_inputs_of_a_training_batch() -> None:
+    task, batch = _training_batch(FULL)
+    panels = task.input_panels(batch)
+    assert [title for title, _ in panels] == ["sample 5, images 48 x 80", "sample 6, images 48 x 80"]
+    assert all(_has(panels[0][1], color) for color in (RADAR, LIDAR, TRUTH, NOT_COUNTED))
+    assert not np.array_equal(panels[0][1], panels[1][1])
+    assert task.input_panels(task.resize(batch, (96, 160)))[0][0] == "sample 5, images 96 x 160"
+    batch["is_filler"][0] = True
+    assert [title for title, _ in task.input_panels(batch)] == ["sample 6, images 48 x 80"]
+
+
+def test_inputs_say_what_the_network_mirrors() -> None:
+    task, batch = _training_batch({})
+    batch["flip_image"][:], batch["flip_bev"][:] = False, False
+    plain = task.input_panels(batch)[0][1]
+    for name in ("flip_image", "flip_bev"):
+        mirrored = {**batch, name: torch.ones_like(batch[name])}
+        changed = (task.input_panels(mirrored)[0][1] != plain).any(-1)
+        assert changed.any()
+        rows = np.flatnonzero(changed.any(1))
+        assert len(rows) < 60, "titles change, pictures do not"
+    never = _training_batch({"flips": False})
+    assert len(never[0].input_panels(never[1])) == 2
+
+
 def test_headings() -> None:
     arrays = small_task().transform(make_sample(), SampleRandom(0, 0, "s"), False)
     headings = camera_headings(arrays["ref_from_camera"])

@@ -1,5 +1,7 @@
 """One picture per sample: the cameras with the prediction on the ground, and the BEV prediction beside the truth.
 
+For a batch of training, the same without a prediction, with what augmentation made of the sample.
+
 numpy and Pillow only, about 30 ms a picture of six cameras: drawn in the process that trains.
 """
 
@@ -46,16 +48,48 @@ def draw_panel(
     iou = (predicted & truth & valid).sum() / union if union else float("nan")
 
     cameras = _camera_wall(arrays, predicted, truth, grid)
-    side = max(cameras.height - STRIP, 300)
+    side = _bev_side(cameras)
     prediction = _bev_tile(_heat(probability), grid, side, outline=truth)
     target = _bev_tile(_truth_colors(arrays, truth, valid, grid), grid, side, outline=None)
+    titles = f"prediction   IoU {iou:.3f}   line: truth", _truth_legend(arrays)
+    right = _beside([_titled(prediction, titles[0]), _titled(target, titles[1])])
+    picture = np.asarray(_beside([cameras, right]))
+    return f"{_index(arrays)}IoU {iou:.3f}", picture
+
+
+def draw_input_panel(arrays: Mapping[str, np.ndarray], grid: BEVGrid) -> tuple[str, np.ndarray]:
+    """Title and picture (H, W, 3) uint8 of what one sample of a training batch gives the network, and of its targets.
+
+    Images and maps are drawn unmirrored, so that they fit each other; titles name what the network mirrors.
+
+    Args:
+        arrays: the arrays of the task's transform, without batch dimension.
+    """
+    truth, valid = arrays["seg"][0].astype(bool), arrays["valid"][0].astype(bool)
+    cameras = _camera_wall(arrays, np.zeros_like(truth), truth, grid)
+    side = _bev_side(cameras)
+    flips = [axis for axis, flip in zip("xz", arrays.get("flip_bev", ()), strict=False) if flip]
+    mirrored = f"   mirrored along {' and '.join(flips)}" if flips else ""
+    target = _bev_tile(_truth_colors(arrays, truth, valid, grid), grid, side, outline=None)
+    center = _bev_tile(_heat(arrays["center"][0]), grid, side, outline=truth)
+    right = _beside([_titled(target, _truth_legend(arrays)), _titled(center, f"centres{mirrored}")])
+    height, width = arrays["images"].shape[1:3]
+    return f"{_index(arrays)}images {height} x {width}", np.asarray(_beside([cameras, right]))
+
+
+def _index(arrays: Mapping[str, np.ndarray]) -> str:
+    return f"sample {int(arrays['index'])}, " if "index" in arrays else ""
+
+
+def _bev_side(cameras: Image.Image) -> int:
+    """Pixels of a BEV tile beside the cameras."""
+    return max(cameras.height - STRIP, 300)
+
+
+def _truth_legend(arrays: Mapping[str, np.ndarray]) -> str:
     legend = "truth   grey: not counted"
     legend += "   red: radar" if "radar_points" in arrays else ""
-    legend += "   blue: lidar" if "lidar_points" in arrays else ""
-    right = _beside([_titled(prediction, f"prediction   IoU {iou:.3f}   line: truth"), _titled(target, legend)])
-    picture = np.asarray(_beside([cameras, right]))
-    index = f"sample {int(arrays['index'])}, " if "index" in arrays else ""
-    return f"{index}IoU {iou:.3f}", picture
+    return legend + ("   blue: lidar" if "lidar_points" in arrays else "")
 
 
 def camera_headings(ref_from_camera: np.ndarray) -> np.ndarray:
@@ -107,6 +141,7 @@ def _camera_wall(
         tiles = []
         for i in row:
             name = "reference camera" if i == 0 else f"camera at {headings[i]:+.0f} deg"
+            name += ", mirrored" if "flip_image" in arrays and arrays["flip_image"][i] else ""
             tiles.append(_titled(_camera_tile(arrays, i, width, predicted, truth, grid), name))
         if tiles:
             rows.append(_beside(tiles))

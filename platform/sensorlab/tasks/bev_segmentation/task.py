@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sensorlab.data.batch import MisfitError
 from sensorlab.data.random_streams import SampleRandom
 from sensorlab.data.sample import Sample
+from sensorlab.geometry.cameras import ResizeConvention
 from sensorlab.geometry.poses import inverse_rigid
 from sensorlab.metrics.base import Metric
 from sensorlab.metrics.bev_iou import (
@@ -42,7 +43,8 @@ from sensorlab.tasks.bev_segmentation.config import BEVSegmentationConfig
 from sensorlab.tasks.bev_segmentation.instances import Instances, decode_instances
 from sensorlab.tasks.bev_segmentation.labels import LabelRules, build_labels
 from sensorlab.tasks.bev_segmentation.losses import bev_losses
-from sensorlab.tasks.bev_segmentation.panels import draw_panel
+from sensorlab.tasks.bev_segmentation.panels import draw_input_panel, draw_panel
+from sensorlab.tasks.bev_segmentation.resizing import resize_views
 from sensorlab.tasks.bev_segmentation.views import View, choose_views, decode_views, draw_crops
 
 if TYPE_CHECKING:
@@ -201,13 +203,25 @@ class BEVSegmentation(BaseTask):
             for seg, center, offset in zip(outputs["seg"], outputs["center"], outputs["offset"], strict=True)
         ]
 
+    def image_size(self, batch: Batch) -> tuple[int, int]:
+        height, width = batch["images"].shape[2:4]
+        return height, width
+
+    def resize(self, batch: Batch, size: tuple[int, int]) -> Batch:
+        """The batch with other images and their intrinsics; the mirroring inside the network knows neither."""
+        convention: ResizeConvention = "origin" if self.config.is_legacy("intrinsics") else "exact"
+        images, intrinsics = resize_views(batch["images"], batch["intrinsics"], size, convention)
+        return {**batch, "images": images, "intrinsics": intrinsics}
+
     def panels(self, outputs: Outputs, batch: Batch) -> list[tuple[str, np.ndarray]]:
         pictures = []
-        for i in torch.nonzero(real_samples(batch))[:, 0].tolist():
-            arrays = {name: value[i].detach().cpu().numpy() for name, value in batch.items()}
+        for i in _drawn(batch):
             logits = outputs["seg"][i, 0].detach().float().cpu().numpy()
-            pictures.append(draw_panel(arrays, logits, self.grid, self.config.metrics.threshold))
+            pictures.append(draw_panel(_sample_arrays(batch, i), logits, self.grid, self.config.metrics.threshold))
         return pictures
+
+    def input_panels(self, batch: Batch) -> list[tuple[str, np.ndarray]]:
+        return [draw_input_panel(_sample_arrays(batch, i), self.grid) for i in _drawn(batch)]
 
     def _views(self, sample: Sample, random: np.random.Generator | None) -> list[View]:
         return choose_views(
@@ -229,3 +243,13 @@ class BEVSegmentation(BaseTask):
         if config.lidar.enabled:
             arrays["lidar_points"] = sensors.lidar_points(sample.lidars, config.lidar)
         return arrays
+
+
+def _drawn(batch: Batch) -> list[int]:
+    """Places in the batch of the samples that are no fillers."""
+    places: list[int] = torch.nonzero(real_samples(batch))[:, 0].tolist()
+    return places
+
+
+def _sample_arrays(batch: Batch, place: int) -> Arrays:
+    return {name: value[place].detach().cpu().numpy() for name, value in batch.items()}
