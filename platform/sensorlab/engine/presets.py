@@ -20,6 +20,16 @@ _SIMPLE_BEV = {
     "train": {"accumulate": {"passes": 5, "reduction": "sum"}, "clip": {"kind": "norm", "value": 5.0}},
 }
 
+# ``train.sh`` of CenterFusion: the rate is for 32 images, and a tenth of it from epoch 51 on. The epochs that it saves,
+# 20, 40 and 50, are among those kept here. Adam as torch has it; no clipping, no warm-up, no average of the weights.
+_CENTERFUSION = {
+    "data": {"global_batch": 32},
+    "optim": {"name": "adam", "lr": 2.5e-4, "weight_decay": 0.0},
+    "schedule": {"name": "multi_step", "by": "epoch", "milestones": [50], "gamma": 0.1},
+    "train": {"duration": "60 epochs", "clip": None},
+    "checkpoint": {"every": "1 epoch", "keep_every": "10 epochs"},
+}
+
 
 def _mmdet_1x(warmup: Mapping[str, Any], clip: Mapping[str, Any] | None) -> dict[str, Any]:
     """RetinaNet's recipe: 12 epochs, drops before epochs 8 and 11."""
@@ -27,7 +37,7 @@ def _mmdet_1x(warmup: Mapping[str, Any], clip: Mapping[str, Any] | None) -> dict
         "optim": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4},
         "schedule": {"name": "multi_step", "by": "epoch", "milestones": [8, 11]},
         "warmup": {"kind": "linear", "unit": "steps", **warmup},
-        "train": {"max_epochs": 12, "clip": clip},
+        "train": {"duration": "12 epochs", "clip": clip},
     }
 
 
@@ -54,7 +64,7 @@ def _yolov5(
         "schedule": {"by": "epoch", "lag": 1, **schedule},
         "warmup": {"kind": "linear", "unit": "epochs", "length": 3.0, "group_start": {"bias": 10.0}, **warmup},
         "train": {
-            "max_epochs": 300,
+            "duration": "300 epochs",
             "accumulate": {"nominal_batch": 64, "ramp": True, "window": window, "reduction": "sum"},
             "clip": clip,
             "ema": {"kind": "warmup", "decay": 0.9999, "tau": 2000.0},
@@ -73,7 +83,7 @@ def _siamfcpp(peak: float = 0.08, end: float = 1e-6) -> dict[str, Any]:
                 {"shape": {"name": "cosine", "end_factor": end / peak}},
             ],
         },
-        "train": {"max_epochs": 20, "clip": None},
+        "train": {"duration": "20 epochs", "clip": None},
     }
 
 
@@ -82,6 +92,7 @@ _V7_CLIP = {"kind": "norm", "value": 10.0}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "simple_bev": _SIMPLE_BEV,
+    "centerfusion": _CENTERFUSION,
     # mmdet 1.0 with mmcv 0.2; mmdet 2 with mmcv 1; mmdet 3 with MMEngine, which has the full rate one step earlier.
     "mmdet1_retinanet_1x": _mmdet_1x({"length": 500, "start_factor": 1 / 3}, {"kind": "norm", "value": 35.0}),
     "mmdet2_retinanet_1x": _mmdet_1x({"length": 500, "start_factor": 0.001}, None),

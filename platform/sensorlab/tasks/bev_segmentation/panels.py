@@ -69,7 +69,7 @@ def draw_input_panel(arrays: Mapping[str, np.ndarray], grid: BEVGrid) -> tuple[s
     cameras = _camera_wall(arrays, np.zeros_like(truth), truth, grid)
     side = _bev_side(cameras)
     flips = [axis for axis, flip in zip("xz", arrays.get("flip_bev", ()), strict=False) if flip]
-    mirrored = f"   mirrored along {' and '.join(flips)}" if flips else ""
+    mirrored = f"   mirrored in the network along {' and '.join(flips)}" if flips else ""
     target = _bev_tile(_truth_colors(arrays, truth, valid, grid), grid, side, outline=None)
     center = _bev_tile(_heat(arrays["center"][0]), grid, side, outline=truth)
     right = _beside([_titled(target, _truth_legend(arrays)), _titled(center, f"centres{mirrored}")])
@@ -141,7 +141,7 @@ def _camera_wall(
         tiles = []
         for i in row:
             name = "reference camera" if i == 0 else f"camera at {headings[i]:+.0f} deg"
-            name += ", mirrored" if "flip_image" in arrays and arrays["flip_image"][i] else ""
+            name += ", mirrored in the network" if "flip_image" in arrays and arrays["flip_image"][i] else ""
             tiles.append(_titled(_camera_tile(arrays, i, width, predicted, truth, grid), name))
         if tiles:
             rows.append(_beside(tiles))
