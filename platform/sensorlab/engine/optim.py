@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
@@ -12,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sensorlab.config import StrictModel
+from sensorlab.engine.patterns import NamePatterns
 from sensorlab.engine.warmup import Rates
 from sensorlab.errors import UserError
 
@@ -65,42 +65,19 @@ class ClipConfig(StrictModel):
         return self
 
 
-_NORM_LAYERS = (
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LayerNorm,
-)
-
-
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Trainable parameters of ``model`` split by the rules of ``config``; each group carries its ``name``.
 
     Raises:
         UserError: a rule matches no trainable parameter, or a parameter matches two rules.
     """
-    norm_names = {
-        f"{module_name}.{name}" if module_name else name
-        for module_name, module in model.named_modules()
-        if isinstance(module, _NORM_LAYERS)
-        for name, _ in module.named_parameters(recurse=False)
-    }
-
-    def matches(name: str, pattern: str) -> bool:
-        last = name.rpartition(".")[2]
-        if pattern == "@norm":
-            return name in norm_names
-        if pattern == "@bias":
-            return last == "bias" and name not in norm_names
-        if pattern in ("@norm_weight", "@norm_bias"):
-            return last == pattern.removeprefix("@norm_") and name in norm_names
-        return fnmatch.fnmatchcase(name, pattern)
-
+    patterns = NamePatterns(model)
     members: dict[str, list[tuple[str, Tensor]]] = {rule.name: [] for rule in config.groups}
     rest: list[tuple[str, Tensor]] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        owners = [rule.name for rule in config.groups if any(matches(name, pattern) for pattern in rule.match)]
+        owners = [rule.name for rule in config.groups if patterns.matches_any(name, rule.match)]
         if len(owners) > 1:
             raise UserError(f"optim.groups: parameter {name!r} is matched by the rules {owners}; make them disjoint")
         (members[owners[0]] if owners else rest).append((name, parameter))
