@@ -81,6 +81,9 @@ class Tracking(Callback):
         for index, (_, picture) in enumerate(panels):
             self._recorder.log_image(picture, f"val/panel_{index}", step)
 
+    def on_picture(self, training: Training, name: str, picture: np.ndarray, step: int) -> None:
+        self._recorder.log_image(picture, name, step)
+
     def on_checkpoint(self, training: Training, path: Path) -> None:
         self._recorder.set_tags({"sensorlab.latest_checkpoint": str(path)})
 
