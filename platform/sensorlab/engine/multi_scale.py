@@ -68,6 +68,13 @@ def scaled_size(size: tuple[int, int], side: int, stride: int) -> tuple[int, int
     return height, width
 
 
+def largest_size(config: MultiScaleConfig, size: tuple[int, int]) -> tuple[int, int]:
+    """The largest size (height, width) that images of ``size`` can get, for a dry run."""
+    if config.factors:
+        return scaled_size(size, round(max(size) * max(config.factors)), config.stride)
+    return scaled_size(size, int(max(size) * config.high) + config.stride - 1, config.stride)
+
+
 def rescale(task: BaseTask, batch: Batch, config: MultiScaleConfig, seed: int, epoch: int, batch_number: int) -> Batch:
     """``batch`` with its images at the size of its turn.
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from sensorlab.engine.multi_scale import MultiScaleConfig, draw_size, drawn_side, rescale, scaled_size
+from sensorlab.engine.multi_scale import MultiScaleConfig, draw_size, drawn_side, largest_size, rescale, scaled_size
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "data" / "yolov5" / "multi_scale.npz"
 YOLO = MultiScaleConfig()
@@ -97,6 +97,13 @@ def test_factors_instead_of_a_range():
     counts = Counter(draw_size(config, 0, 0, batch, (448, 800)) for batch in range(300))
     assert set(counts) == {(224, 400), (448, 800), (560, 992)}  # 1000 -> 992; 448 * 1.24 = 555.52 -> 560
     assert min(counts.values()) > 70
+
+
+@pytest.mark.parametrize("config", [YOLO, MultiScaleConfig(high=1.1, stride=16), MultiScaleConfig(factors=(0.6, 0.9))])
+@pytest.mark.parametrize("size", [(640, 640), (448, 800), (224, 400)])
+def test_the_largest_size_is_drawn_and_never_exceeded(config, size):
+    drawn = {draw_size(config, 0, 0, batch, size) for batch in range(1000)}
+    assert max(drawn) == largest_size(config, size)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ Whole recorded curves are compared in ``tests/golden/test_engine_schedules_golde
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -63,7 +65,7 @@ def test_centerfusion():
     assert rate == pytest.approx([2.5e-4] * 50 + [2.5e-5] * 10, rel=1e-12)
     assert config.optim.lr * factor(config, 50 * 5274 - 1, 5274, 60) == pytest.approx(2.5e-4)
     progress = [Progress(epoch, epoch * 5274, epoch * 5274 * 32) for epoch in range(61)]
-    ends = list(zip(progress, progress[1:], strict=False))
+    ends = list(pairwise(progress))
     kept = {after.epochs for before, after in ends if config.checkpoint.keep_every.passed(before, after)}
     assert {20, 40, 50} < kept
     assert all(config.checkpoint.every.passed(before, after) for before, after in ends)

@@ -48,7 +48,7 @@ def draw_panel(
     iou = (predicted & truth & valid).sum() / union if union else float("nan")
 
     cameras = _camera_wall(arrays, predicted, truth, grid)
-    side = _bev_side(cameras)
+    side = max(cameras.height - STRIP, 300)
     prediction = _bev_tile(_heat(probability), grid, side, outline=truth)
     target = _bev_tile(_truth_colors(arrays, truth, valid, grid), grid, side, outline=None)
     titles = f"prediction   IoU {iou:.3f}   line: truth", _truth_legend(arrays)
@@ -60,30 +60,26 @@ def draw_panel(
 def draw_input_panel(arrays: Mapping[str, np.ndarray], grid: BEVGrid) -> tuple[str, np.ndarray]:
     """Title and picture (H, W, 3) uint8 of what one sample of a training batch gives the network, and of its targets.
 
-    Images and maps are drawn unmirrored, so that they fit each other; titles name what the network mirrors.
+    About as high as wide, since such pictures are shown in a grid. Images and maps are drawn unmirrored, so that they
+    fit each other; titles name what the network mirrors.
 
     Args:
         arrays: the arrays of the task's transform, without batch dimension.
     """
     truth, valid = arrays["seg"][0].astype(bool), arrays["valid"][0].astype(bool)
     cameras = _camera_wall(arrays, np.zeros_like(truth), truth, grid)
-    side = _bev_side(cameras)
+    side = round((cameras.width - GAP) / 2 * (grid.z[1] - grid.z[0]) / (grid.x[1] - grid.x[0]))
     flips = [axis for axis, flip in zip("xz", arrays.get("flip_bev", ()), strict=False) if flip]
     mirrored = f"   mirrored in the network along {' and '.join(flips)}" if flips else ""
     target = _bev_tile(_truth_colors(arrays, truth, valid, grid), grid, side, outline=None)
     center = _bev_tile(_heat(arrays["center"][0]), grid, side, outline=truth)
-    right = _beside([_titled(target, _truth_legend(arrays)), _titled(center, f"centres{mirrored}")])
+    below = _beside([_titled(target, _truth_legend(arrays)), _titled(center, f"centres{mirrored}")])
     height, width = arrays["images"].shape[1:3]
-    return f"{_index(arrays)}images {height} x {width}", np.asarray(_beside([cameras, right]))
+    return f"{_index(arrays)}images {height} x {width}", np.asarray(_stacked([cameras, below]))
 
 
 def _index(arrays: Mapping[str, np.ndarray]) -> str:
     return f"sample {int(arrays['index'])}, " if "index" in arrays else ""
-
-
-def _bev_side(cameras: Image.Image) -> int:
-    """Pixels of a BEV tile beside the cameras."""
-    return max(cameras.height - STRIP, 300)
 
 
 def _truth_legend(arrays: Mapping[str, np.ndarray]) -> str:
