@@ -1,14 +1,11 @@
-"""The ledger on disk, and the table, summary and progress line made from it."""
+"""The ledger on disk, and the table and summary made from it."""
 
 import json
-import re
-import time
 
 import pytest
 
-from sensorlab.cluster.files import PROGRESS, read_json, write_json
+from sensorlab.cluster.files import read_json
 from sensorlab.cluster.ledger import Ledger
-from sensorlab.cluster.progress import RunLine, SweepLine, Ticker
 from sensorlab.cluster.table import duration, failures, number, ranked_table, short_keys, summary
 
 
@@ -98,49 +95,6 @@ def test_number_and_duration():
         "task.a.b": "a.b",
         "seed": "seed",
     }
-
-
-def test_sweep_line_says_everything_without_control_codes(ledger, tmp_path):
-    record = ledger.start("t4", {}, "d", tmp_path / "t4")
-    record.started = time.time() - 20
-    write_json(
-        tmp_path / "t4" / PROGRESS,
-        {
-            "time": time.time(),
-            "step": 5,
-            "total_steps": 30,
-            "epoch": 0.5,
-            "total_epochs": 3,
-            "samples_per_s": 12.34,
-            "data_wait": 0.071,
-        },
-    )
-    line = SweepLine(ledger, "val/iou", total_trials=8, concurrent=2)()
-    for part in ("1 running, 2 done, 1 stopped, 1 FAILED, 3 waiting", "epochs #4 0.5 of 3", "12.3 samples/s"):
-        assert part in line
-    assert "data wait 7%" in line
-    assert "best val/iou 0.8 (#3)" in line
-    assert re.search(r"ETA \d", line)
-    assert "\x1b" not in line
-    assert "\r" not in line
-
-
-def test_run_line_estimates_the_time_left(tmp_path):
-    line = RunLine(tmp_path)
-    assert "starting" in line()
-    progress = {"step": 1, "total_steps": 40, "epoch": 0.0, "total_epochs": 4}
-    write_json(tmp_path / PROGRESS, {**progress, "time": time.time()})
-    line()
-    write_json(tmp_path / PROGRESS, {**progress, "time": time.time() + 10, "epoch": 1.0, "step": 10})
-    assert "epoch 1.00/4 | step 10/40" in line()
-    assert "ETA 30s" in line()
-
-
-def test_ticker_prints_whole_lines_once(capsys):
-    lines = iter(["a", "a", "b", "b", "b", "b", "b", "b", "b", "b"])
-    with Ticker(lambda: next(lines), every_s=0.02):
-        time.sleep(0.08)
-    assert capsys.readouterr().out == "a\nb\n"
 
 
 def test_half_written_json_is_nothing(tmp_path):
