@@ -68,8 +68,8 @@ class WorkerBatchNorm(_BatchNorm):
         Raises:
             ValueError: a batch without a channel dimension, or (in training) of one value per channel in all.
         """
-        statistics_of_batch = self.training or self.running_mean is None
-        if not statistics_of_batch or not dist.is_initialized() or dist.get_world_size() == 1:
+        # In evaluation mode workers may have unequal numbers of batches: they must not wait for each other.
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
         self._check_input_dim(input)
         return _over_workers(self, input)
@@ -82,7 +82,7 @@ class WorkerBatchNorm(_BatchNorm):
 @torch.compiler.disable  # collectives in the middle of a graph
 def _over_workers(layer: WorkerBatchNorm, input: Tensor) -> Tensor:
     output, mean, variance, count = _NormaliseOverWorkers.apply(input, layer.weight, layer.bias, layer.eps)
-    if layer.training and layer.running_mean is not None:
+    if layer.running_mean is not None:
         _update_statistics(layer, mean, variance * (count / (count - 1)))
     return output
 

@@ -57,7 +57,8 @@ def own_rows(value: Tensor, split: tuple[int, int], rank: int) -> Tensor:
 
 
 def cases() -> list[tuple[str, str, torch.dtype]]:
-    shapes = [("plain", split) for split in SPLITS] + [(kind, "unequal") for kind in LAYERS if kind != "plain"]
+    shapes = [("plain", split) for split in SPLITS]
+    shapes += [(kind, "unequal") for kind in LAYERS if kind not in ("plain", "no_statistics_evaluated")]
     return [(kind, split, dtype) for kind, split in shapes for dtype in (torch.float64, torch.float32)] + [
         ("plain", "unequal", torch.bfloat16)
     ]
@@ -90,6 +91,10 @@ def _on_worker(rank: int) -> dict[str, dict[str, Tensor]]:
     model = convert_sync_batchnorm(small_net())
     x = own_rows(inputs(torch.float32)[0], (4, 4), rank)
     results["net"] = train_net(DistributedDataParallel(model), model, x, share=2.0)  # DDP averages, the loss is a sum
+    if rank == 0:  # evaluation waits for nobody, also where it uses the statistics of the batch
+        evaluated = layer("no_statistics_evaluated", torch.float32)
+        expected = evaluated(inputs(torch.float32)[0])
+        assert torch.equal(convert_sync_batchnorm(evaluated)(inputs(torch.float32)[0]), expected)
     with pytest.raises(ValueError, match="more than one value per channel over all workers"):
         convert_sync_batchnorm(nn.BatchNorm1d(3))(torch.zeros(1 - rank, 3))
     return results
