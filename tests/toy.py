@@ -96,8 +96,11 @@ class ToyStream:
         self.fingerprint = digest({"size": size, "global_batch": global_batch, "seed": seed, "training": training})
         self.read: list[int] = []
         self.corrupt_samples: list[CorruptSample] = []
+        self.is_adaptive = False
 
-    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def close(self) -> None: ...
+
+    def batches(self, epoch: int, start_batch: int = 0, scores: Mapping[str, float] | None = None) -> Iterator[Batch]:
         order = np.arange(self.size)
         if self.training:
             order = keyed_generator("order", self.seed, epoch).permutation(self.size)
@@ -123,6 +126,6 @@ def toy_experiment(**sections: Any) -> ExperimentConfig:
         "name": "toy",
         "task": ToyConfig(),
         "data": DataConfig(path="nowhere", global_batch=4),
-        "train": TrainConfig(max_epochs=3, log_every_steps=2),
+        "train": TrainConfig(duration="3 epochs", log_every="2 steps"),
     }
     return ExperimentConfig(**(defaults | sections))

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
 from sensorlab.errors import UserError
 
@@ -26,6 +27,25 @@ class StrictModel(BaseModel):
     """Base of every configuration class: immutable, no coercion, unknown keys, NaN and infinities refused."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class Text:
+    """Base of values that a configuration writes as text (or a list of texts), for example ``12 epochs``."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Any:
+        """The value of a text; values pass unchanged. Raises ``ValueError``."""
+        raise NotImplementedError
+
+    def plain(self) -> Any:
+        """The value as it is written in a file."""
+        raise NotImplementedError
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value.plain())
+        )
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sensorlab.config import StrictModel
+from sensorlab.config import StrictModel, Text
 
 _TYPE_NOISE = re.compile(r"\b(sensorlab\.[\w.]+\.|typing\.|annotated_types\.|collections\.abc\.)")
 
@@ -121,10 +121,14 @@ def _without_bounds(annotation: Any) -> Any:
     return annotation
 
 
+def _plain(value: Any) -> Any:
+    return value.plain() if isinstance(value, Text) else list(value)
+
+
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return ""
     value = field.default
     if isinstance(value, BaseModel):
         value = getattr(value, "name", type(value).__name__)
-    return f"`{json.dumps(value, default=list)}`"
+    return f"`{json.dumps(value, default=_plain)}`"

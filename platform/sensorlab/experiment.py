@@ -14,7 +14,10 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from sensorlab.config import StrictModel, apply_overrides, as_dict, canonical_json, digest, flatten, load_yaml, validate
 from sensorlab.engine.accumulate import AccumulateConfig
+from sensorlab.engine.budget import ExtendConfig
+from sensorlab.engine.duration import Duration, Every
 from sensorlab.engine.ema import EmaConfig
+from sensorlab.engine.multi_scale import MultiScaleConfig
 from sensorlab.engine.optim import ClipConfig, OptimConfig
 from sensorlab.engine.presets import with_preset
 from sensorlab.engine.schedules import OneCycleSchedule, PiecewiseSchedule, ScheduleConfig
@@ -67,32 +70,34 @@ class InitConfig(StrictModel):
 class TrainConfig(StrictModel):
     """Budget and arithmetic of the training loop."""
 
-    max_epochs: int | None = Field(default=None, ge=1)
-    max_steps: int | None = Field(default=None, ge=1)  # optimiser steps
+    duration: Duration  # 12 epochs, 25000 steps or 1000000 samples; steps are optimiser steps
+    extend: ExtendConfig | None = None  # goes on beyond duration; may be added to a run that is resumed
     accumulate: AccumulateConfig = AccumulateConfig()
     clip: ClipConfig | None = ClipConfig(value=5.0)  # null: gradients are not clipped
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
+    multi_scale: MultiScaleConfig | None = None  # images of another size every few batches
     ema: EmaConfig | None = None
     nonfinite: Literal["stop", "skip"] = "stop"
     nonfinite_budget: int = Field(default=10, ge=0)  # skipped steps allowed with nonfinite: skip
-    log_every_steps: int = Field(default=10, ge=1)
+    dry_run: bool = True  # try one training and one validation batch before the first step
+    log_every: Every = Every.parse("10 steps")  # means over the interval; an interval ends with the epoch at the latest
     init: InitConfig | None = None  # starts a new run from weights; a resumed run has its own
 
     @model_validator(mode="after")
-    def _one_budget(self) -> TrainConfig:
-        if (self.max_epochs is None) == (self.max_steps is None):
-            raise ValueError("give exactly one of max_epochs and max_steps")
+    def _same_unit(self) -> TrainConfig:
+        if self.extend is not None and self.extend.duration.unit != self.duration.unit:
+            raise ValueError(f"extend.duration must be in {self.duration.unit}, as duration is")
         return self
 
 
 class EvalConfig(StrictModel):
     """When to evaluate and what to draw."""
 
-    every_epochs: int | None = Field(default=1, ge=1)
-    every_steps: int | None = Field(default=None, ge=1)
+    every: Every | None = Every.parse("1 epoch")  # or a list: [1 epoch, 500 steps]; null: only after the last step
     max_batches: int | None = Field(default=None, ge=1)
     panels: int = Field(default=2, ge=0)  # pictures per evaluation
+    panels_every: Every | None = None  # pictures at the first evaluation after each of these; null: at every one
     metric: str = "val/iou"  # what "best" means
     mode: Literal["min", "max"] = "max"
 
@@ -100,9 +105,9 @@ class EvalConfig(StrictModel):
 class CheckpointConfig(StrictModel):
     """When to save and what to keep. A checkpoint is always written after the last step."""
 
-    every_epochs: int | None = Field(default=1, ge=1)
-    every_steps: int | None = Field(default=None, ge=1)
+    every: Every | None = Every.parse("1 epoch")
     keep_latest: int = Field(default=2, ge=1)
+    keep_every: Every | None = None  # the first checkpoint after each of these is kept for good
 
 
 class TrackingConfig(StrictModel):
@@ -208,9 +213,12 @@ RESUME_MAY_CHANGE = (
     "data.transform_in",
     "data.threads",
     "data.prefetch",
-    "train.log_every_steps",
+    "train.extend",
+    "train.dry_run",
+    "train.log_every",
     "train.init",
     "eval.panels",
+    "eval.panels_every",
     "checkpoint",
     "tracking",
     "resources",

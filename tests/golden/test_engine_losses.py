@@ -35,7 +35,7 @@ def losses(config: ExperimentConfig) -> Series:
 
 def every_step(seed: int) -> ExperimentConfig:
     config = stripes_experiment(seed)
-    return config.model_copy(update={"train": config.train.model_copy(update={"log_every_steps": 1})})
+    return config.model_copy(update={"train": config.train.model_copy(update={"log_every": "1 step"})})
 
 
 def test_losses_of_every_step_are_those_stored():

@@ -143,7 +143,7 @@ def test_the_package_reaches_the_workers_of_a_job(head, clone):
 
 
 def test_the_users_command_runs_a_sweep(head, clone):
-    overrides = ["data.prepare.scenes=2", "data.prepare.keyframes=3", "data.global_batch=2", "train.max_epochs=1"]
+    overrides = ["data.prepare.scenes=2", "data.prepare.keyframes=3", "data.global_batch=2", "train.duration=1 epoch"]
     overrides += ["sweep.num_trials=2", "sweep.space.task.model.encoder=null", "sweep.space.task.image.size=null"]
     done = head.submit(clone, "experiments/tune_bev.py", *overrides)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

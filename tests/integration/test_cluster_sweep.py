@@ -37,7 +37,7 @@ def plan(root: Path, **sweep) -> SweepPlan:
         "name": "toy",
         "task": {"name": "bev_segmentation"},
         "data": {"path": "d"},
-        "train": {"max_epochs": 6},
+        "train": {"duration": "6 epochs"},
         "resources": {"cpus_per_worker": 0.5, "data_cpus": 0.5},
     }
     section = {"space": {"optim.lr": {"choice": [1e-3, 1e-1]}}, "algorithm": "grid", "asha": {"grace_epochs": 2}}

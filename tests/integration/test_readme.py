@@ -23,7 +23,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 TINY = [
-    "train.max_epochs=1",
+    "train.duration=1 epoch",
     "data.prepare.scenes=4",
     "data.prepare.keyframes=3",
     "data.prepare.image_height=112",
@@ -37,7 +37,7 @@ COMMANDS: dict[str, list[str] | None] = {
     "make tune-bev": None,
     "make test": None,
     "python experiments/tune_bev.py": TINY_SWEEP,
-    "python experiments/tune_bev.py sweep.num_trials=4 train.max_epochs=3": [*TINY_SWEEP, "sweep.num_trials=1"],
+    "python experiments/tune_bev.py sweep.num_trials=4 train.duration='3 epochs'": [*TINY_SWEEP, "sweep.num_trials=1"],
     "python experiments/train_bev.py": TINY,
     "python experiments/tune_bev.py --resume latest": [],
     "python experiments/baseline_bev.py": [],

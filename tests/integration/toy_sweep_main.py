@@ -22,7 +22,7 @@ def main() -> int:
         "name": "toy",
         "task": {"name": "bev_segmentation"},
         "data": {"path": "d"},
-        "train": {"max_epochs": 6},
+        "train": {"duration": "6 epochs"},
         "resources": {"num_workers": workers, "cpus_per_worker": 0.5, "data_cpus": 0.25},
     }
     section = {

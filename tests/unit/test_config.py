@@ -22,7 +22,7 @@ MINIMAL = """
 name: test
 task: {name: bev_segmentation}
 data: {path: somewhere}
-train: {max_epochs: 2}
+train: {duration: 2 epochs}
 """
 
 
@@ -34,10 +34,10 @@ def experiment(*overrides: str) -> ExperimentConfig:
 
 def test_file_with_base_and_overrides(tmp_path):
     (tmp_path / "base.yaml").write_text(MINIMAL)
-    (tmp_path / "child.yaml").write_text("base: base.yaml\noptim: {lr: 1e-3}\ntrain: {max_epochs: 5}\n")
-    config = load_experiment(tmp_path / "child.yaml", ["train.max_epochs=7", "schedule={name: cosine}"])
+    (tmp_path / "child.yaml").write_text("base: base.yaml\noptim: {lr: 1e-3}\ntrain: {duration: 5 epochs}\n")
+    config = load_experiment(tmp_path / "child.yaml", ["train.duration=7 epochs", "schedule={name: cosine}"])
     assert config.optim.lr == 1e-3
-    assert config.train.max_epochs == 7
+    assert str(config.train.duration) == "7 epochs"
     assert isinstance(config.schedule, CosineSchedule)
 
 
@@ -52,8 +52,8 @@ def test_file_with_base_and_overrides(tmp_path):
         ("optim.lr=.nan", "optim.lr: Input should be a finite number .found nan"),
         ("optim.lr=-.inf", "optim.lr: Input should be a finite number .found -inf"),
         ("task.losses.seg=.inf", "losses.seg: Input should be a finite number"),
-        ("train.max_epochs=1.5", "train.max_epochs"),
-        ("train.max_steps=10", "exactly one of max_epochs and max_steps"),
+        ("train.duration=1.5 epochs", "train.duration: write a duration"),
+        ("eval.every=[]", "eval.every: write null for never"),
         ("train.precision=fp8", "train.precision"),
         ("data.global_batch=0", "data.global_batch"),
         ("resources.num_workers=3", "does not divide"),
@@ -177,7 +177,7 @@ def test_digest_changes_with_any_leaf_and_only_then():
     base = toy_experiment()
     assert digest(base) == digest(toy_experiment())
     assert digest(base) != digest(toy_experiment(seed=1))
-    assert digest(base) != digest(toy_experiment(train=TrainConfig(max_epochs=4)))
+    assert digest(base) != digest(toy_experiment(train=TrainConfig(duration="4 epochs")))
 
 
 def test_nested_helpers():

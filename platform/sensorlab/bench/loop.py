@@ -111,7 +111,7 @@ class TinyTask(BaseTask):
 class ReadyStream:
     """One batch, again and again."""
 
-    global_batch, samples_per_epoch, dropped_per_epoch, fingerprint = BATCH, 0, 0, "loop"
+    global_batch, samples_per_epoch, dropped_per_epoch, fingerprint, is_adaptive = BATCH, 0, 0, "loop", False
 
     def __init__(self, steps: int) -> None:
         self.batches_per_epoch = steps
@@ -119,7 +119,9 @@ class ReadyStream:
         generator = torch.Generator().manual_seed(0)
         self.batch = {name: torch.randn(BATCH, size, generator=generator) for name, size in (("x", 16), ("y", 1))}
 
-    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, epoch: int, start_batch: int = 0, scores: Mapping[str, float] | None = None
+    ) -> Iterator[Batch]:
         for _ in range(start_batch, self.batches_per_epoch):
             yield dict(self.batch)
 
@@ -150,7 +152,7 @@ def _engine_round(steps: int) -> float:
         task=TinyConfig(),
         data=DataConfig(path="memory", global_batch=BATCH),
         schedule=ConstantSchedule(),
-        train=TrainConfig.model_validate({"max_epochs": 1, "log_every_steps": 50}),
+        train=TrainConfig.model_validate({"duration": "1 epoch", "log_every": "50 steps"}),
         checkpoint=CheckpointConfig(),
     )
     stopwatch = _Stopwatch()

@@ -130,7 +130,7 @@ def _experiment(dataset: str, workers: int, epochs: int) -> dict[str, Any]:
         "name": "bench",
         "task": task,
         "data": {"path": dataset, "global_batch": 2},
-        "train": {"max_epochs": epochs, "log_every_steps": 1},
+        "train": {"duration": f"{epochs} epochs", "log_every": "1 step"},
         "eval": {"panels": 0},
         "resources": {"num_workers": workers, "cpus_per_worker": 0.75, "data_cpus": 0.25},
     }

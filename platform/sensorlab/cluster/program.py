@@ -17,6 +17,7 @@ from sensorlab.data.dataset import PreparedDataset
 from sensorlab.data.local_stream import LocalStream
 from sensorlab.data.stream import SampleStream, StreamConfig, StreamSpec
 from sensorlab.engine.accumulate import Accumulation
+from sensorlab.engine.budget import Budget
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.checkpoint import CheckpointStore
 from sensorlab.experiment import ExperimentConfig, experiment_from
@@ -140,29 +141,28 @@ def stream_specs(config: ExperimentConfig, dataset: str) -> dict[str, StreamSpec
     }
 
 
-def total_epochs(config: ExperimentConfig, batches_per_epoch: int) -> int:
-    """Epochs that the budget reaches into; the engine's own rule."""
-    budget = config.train
-    if budget.max_epochs is not None:
-        return budget.max_epochs
+def budget_of(config: ExperimentConfig, batches_per_epoch: int) -> Budget:
+    """Where the training ends; the engine's own rule."""
     accumulation = Accumulation(
-        budget.accumulate,
+        config.train.accumulate,
         global_batch=config.data.global_batch,
         batches_per_epoch=batches_per_epoch,
         warmup=config.warmup,
     )
-    return accumulation.epochs_for(budget.max_steps or 0)
+    return Budget.of(config.train.duration, config.train.extend, accumulation)
 
 
 def next_cursor(spec: RunSpec, config: ExperimentConfig) -> tuple[int, int] | None:
     """(epoch, batch) where training goes on: after the latest valid checkpoint; ``None`` when it is finished."""
     plan = stream_specs(config, spec.dataset)[TRAIN].plan
     latest = CheckpointStore(Path(spec.run_dir) / "checkpoints").latest()
-    cursor = (0, 0)
-    if latest is not None:
-        saved = json.loads((latest.path / "state.json").read_text(encoding="utf-8"))["cursor"]
-        cursor = plan.normal_cursor((saved["epoch"], saved["batch"]))
-    return cursor if cursor[0] < total_epochs(config, plan.batches_per_epoch) else None
+    if latest is None:
+        return (0, 0)
+    state = json.loads((latest.path / "state.json").read_text(encoding="utf-8"))
+    saved = state["cursor"]
+    if state["stop_reason"] is not None or saved["step"] >= budget_of(config, plan.batches_per_epoch).steps:
+        return None
+    return plan.normal_cursor((saved["epoch"], saved["batch"]))
 
 
 def open_streams(context: RunContext, task: BaseTask) -> dict[str, SampleStream]:
@@ -177,7 +177,7 @@ def open_streams(context: RunContext, task: BaseTask) -> dict[str, SampleStream]
     cursor = next_cursor(spec, config)
     if cursor is None:
         return {name: LocalStream(stream, **place) for name, stream in specs.items()}
-    end_epoch = total_epochs(config, specs[TRAIN].plan.batches_per_epoch)
+    end_epoch = budget_of(config, specs[TRAIN].plan.batches_per_epoch).epochs
     return {
         name: RayStream(stream, ray.train.get_dataset_shard(name), **place, start=cursor, end_epoch=end_epoch)
         for name, stream in specs.items()
@@ -191,5 +191,5 @@ def _dataset(name: str, stream: StreamSpec, spec: RunSpec) -> Any:
     config = experiment_from(spec.experiment)
     world_size = config.resources.num_workers
     cursor = next_cursor(spec, config)
-    end_epoch = total_epochs(config, stream.plan.batches_per_epoch)
+    end_epoch = budget_of(config, stream.plan.batches_per_epoch).epochs
     return ray_dataset(stream, world_size, start=cursor or (end_epoch - 1, 0), end_epoch=end_epoch)

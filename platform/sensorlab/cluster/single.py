@@ -35,8 +35,7 @@ _PARAMS = (
     "train.clip",
     "seed",
     "data.global_batch",
-    "train.max_epochs",
-    "train.max_steps",
+    "train.duration",
     "train.precision",
 )
 

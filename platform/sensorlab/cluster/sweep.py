@@ -227,10 +227,13 @@ def _max_epochs(plan: SweepPlan) -> int | None:
     """Epochs of the last rung; ``None`` without rungs."""
     if plan.sweep.scheduler == "none":
         return None
-    max_epochs = plan.experiment.train.max_epochs
-    if max_epochs is None:
-        raise UserError("scheduler asha compares trials by epochs: give train.max_epochs, or set sweep.scheduler=none")
-    return max_epochs
+    duration = plan.experiment.train.duration
+    if duration.unit != "epochs":
+        raise UserError(
+            f"scheduler asha compares trials by epochs: give train.duration in epochs instead of {duration}, or set "
+            "sweep.scheduler=none"
+        )
+    return duration.count
 
 
 def _trials_train_in_process(plan: SweepPlan) -> bool:

@@ -37,7 +37,7 @@ _COMMON_TO_ALL = {
     "checkpoint": "what is saved, and how often, does not change what is trained",
 }
 _COMMON_TO_RUNGS = dict.fromkeys(
-    ("train.max_epochs", "train.max_steps"),
+    ("train.duration", "train.extend"),
     "scheduler asha compares trials at the same epochs, so they need the same budget (or sweep.scheduler=none)",
 )
 

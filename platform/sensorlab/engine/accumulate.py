@@ -64,7 +64,7 @@ class Accumulation:
     ) -> None:
         self.window, self.target = config.window, config.target(global_batch)
         self.passes = config.passes_of(global_batch)
-        self.batches_per_epoch = batches_per_epoch
+        self.global_batch, self.batches_per_epoch = global_batch, batches_per_epoch
         self.ramp_batches = warmup.end(batches_per_epoch) if config.ramp and warmup else 0
         if self.window != "epoch" and self.passes > batches_per_epoch:
             raise UserError(
@@ -109,6 +109,14 @@ class Accumulation:
     def steps_of(self, epochs: int) -> int:
         """Optimiser steps of the first ``epochs`` epochs."""
         return sum(self.steps_of_epoch(epoch) for epoch in range(epochs))
+
+    def steps_for_samples(self, samples: int) -> int:
+        """Optimiser steps until at least ``samples`` samples are read; those of unused batches count as read."""
+        epochs, batches = divmod(-(-samples // self.global_batch), self.batches_per_epoch)
+        steps, batch = self.steps_of(epochs), 0
+        while batch < batches and (passes := self.passes_from(epochs, batch)):
+            steps, batch = steps + 1, batch + passes
+        return max(steps, 1)
 
     def epochs_for(self, steps: int) -> int:
         """Epochs that ``steps`` optimiser steps reach into."""

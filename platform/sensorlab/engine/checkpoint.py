@@ -34,7 +34,7 @@ from sensorlab.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2  # 2: the manifest carries its own digest
+FORMAT_VERSION = 3  # 2: the manifest carries its own digest; 3: it says whether the checkpoint is permanent
 _PREFIX = "step-"
 _GARBAGE = ".tmp-"
 _REPLACED = ".old-"
@@ -53,9 +53,12 @@ class CheckpointInfo:
     path: Path
     step: int
     metrics: dict[str, float]
+    permanent: bool = False  # kept for good
 
 
-def save(path: Path, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> None:
+def save(
+    path: Path, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float], permanent: bool = False
+) -> None:
     """Write ``state`` (nested dicts and lists of tensors and plain data) as the checkpoint directory ``path``.
 
     Raises:
@@ -71,7 +74,13 @@ def save(path: Path, state: Mapping[str, Any], *, step: int, metrics: Mapping[st
             save_file(named, temporary / f"{section}.safetensors")
         (temporary / _STATE).write_text(json.dumps(tree), encoding="utf-8")
         files = {file.name: _describe(file) for file in sorted(temporary.iterdir())}
-        manifest: dict[str, Any] = {"format": FORMAT_VERSION, "step": step, "metrics": dict(metrics), "files": files}
+        manifest: dict[str, Any] = {
+            "format": FORMAT_VERSION,
+            "step": step,
+            "metrics": dict(metrics),
+            "permanent": permanent,
+            "files": files,
+        }
         manifest["sha256"] = _seal(manifest)
         (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for file in temporary.iterdir():
@@ -122,8 +131,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 def read_info(path: Path) -> CheckpointInfo:
     """The manifest alone, unverified. Raises ``CheckpointError`` if it is missing or unreadable."""
-    manifest = _manifest(path)
-    return CheckpointInfo(path, manifest["step"], manifest["metrics"])
+    return _info(path, _manifest(path))
 
 
 def verify(path: Path) -> CheckpointInfo:
@@ -141,7 +149,11 @@ def verify(path: Path) -> CheckpointInfo:
             )
         if actual["sha256"] != expected["sha256"]:
             raise CheckpointError(f"checkpoint {path}: the content of {name} was altered (SHA-256 differs)")
-    return CheckpointInfo(path, manifest["step"], manifest["metrics"])
+    return _info(path, manifest)
+
+
+def _info(path: Path, manifest: Mapping[str, Any]) -> CheckpointInfo:
+    return CheckpointInfo(path, manifest["step"], manifest["metrics"], manifest["permanent"])
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -221,7 +233,7 @@ def _join(value: Any, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> Any:
 
 
 class CheckpointStore:
-    """The checkpoints of one run: ``root/step-*``; keeps the latest K and the best by a metric."""
+    """The checkpoints of one run: ``root/step-*``; keeps the latest K, the best by a metric and the permanent ones."""
 
     def __init__(
         self, root: Path, *, keep_latest: int = 2, best_metric: str | None = None, best_mode: str = "max"
@@ -244,10 +256,12 @@ class CheckpointStore:
         for garbage in [*self.root.glob(f"{_REPLACED}*"), *self.root.glob(f"{_GARBAGE}*")]:
             shutil.rmtree(garbage, ignore_errors=True)
 
-    def save(self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> Path:
-        """Write the checkpoint of ``step``, then apply the retention."""
+    def save(
+        self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float], permanent: bool = False
+    ) -> Path:
+        """Write the checkpoint of ``step``, then apply the retention. A permanent one is never removed."""
         path = self.root / f"{_PREFIX}{step:08d}"
-        save(path, state, step=step, metrics=metrics)
+        save(path, state, step=step, metrics=metrics, permanent=permanent)
         self.retain()
         return path
 
@@ -275,9 +289,9 @@ class CheckpointStore:
         return _best(self.all(), self.best_metric, self.best_mode)
 
     def retain(self) -> None:
-        """Remove what is neither among the latest K nor the best; ``save`` does it, unless the process is killed."""
+        """Remove what is not among the latest K, best or permanent; ``save`` does it, unless the process is killed."""
         infos = self.all()
-        keep = {info.path for info in infos[-self.keep_latest :]}
+        keep = {info.path for info in infos[-self.keep_latest :]} | {info.path for info in infos if info.permanent}
         best = _best(infos, self.best_metric, self.best_mode)
         if best is not None:
             keep.add(best.path)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sensorlab.data.stream import SampleStream
 from sensorlab.engine.callbacks.base import Callback
-from sensorlab.engine.evaluate import evaluate
+from sensorlab.engine.dry_run import dry_run
+from sensorlab.engine.duration import Every, Progress
+from sensorlab.engine.evaluate import evaluate, evaluated_batches
 from sensorlab.engine.meters import system_metrics
 from sensorlab.engine.step import train_step
 from sensorlab.engine.training import Training
@@ -17,6 +21,8 @@ from sensorlab.engine.workers import WorkerGroup
 from sensorlab.errors import UserError
 from sensorlab.experiment import ExperimentConfig
 from sensorlab.tasks.base import BaseTask, Batch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,13 +76,12 @@ def fit(
         with training.clock.span("restart"):
             if val_stream is not None:
                 _check_objective(training)
-            _start(training, resume)
+            _start(training, train_stream, resume)
         while not training.finished:
             _train_epoch(training, train_stream, val_stream)
             _finish_epoch(training, train_stream, val_stream)
     except BaseException as error:
-        for callback in training.callbacks:
-            callback.on_error(training, error)
+        _tell_error(training, error)
         raise
     if training.workers.is_main:
         training.store.retain()  # the attempt that wrote the last checkpoint may have died before it could
@@ -86,11 +91,20 @@ def fit(
     return FitResult(
         metrics=training.metrics,
         steps=training.cursor.step,
-        epochs=training.cursor.epoch,
+        epochs=training.cursor.epochs_begun,
         best_checkpoint=best.path if best else None,
         last_checkpoint=last.path if last else None,
         config_digest=training.config_digest,
     )
+
+
+def _tell_error(training: Training, error: BaseException) -> None:
+    """A callback that fails over an error must neither hide it nor keep it from the others."""
+    for callback in training.callbacks:
+        try:
+            callback.on_error(training, error)
+        except Exception:
+            logger.exception("%s.on_error failed", type(callback).__name__)
 
 
 def _check_objective(training: Training) -> None:
@@ -102,7 +116,7 @@ def _check_objective(training: Training) -> None:
         )
 
 
-def _start(training: Training, resume: bool) -> None:
+def _start(training: Training, train_stream: SampleStream, resume: bool) -> None:
     try:
         training.run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -119,6 +133,7 @@ def _start(training: Training, resume: bool) -> None:
         training.restore(latest)
     elif training.config.train.init is not None:
         training.load_initial_weights(training.config.train.init)
+    training.check_classes(is_needed=train_stream.is_adaptive)
     for callback in training.callbacks:
         callback.on_fit_start(training)
 
@@ -126,45 +141,62 @@ def _start(training: Training, resume: bool) -> None:
 def _train_epoch(training: Training, train_stream: SampleStream, val_stream: SampleStream | None) -> None:
     """The rest of the current epoch, from the cursor on."""
     config, cursor = training.config, training.cursor
-    training.model.train()
+    training.enter_epoch()
+    _begin_phase(training, "train", training.batches_per_epoch)
     batches: Iterator[Batch] | None = None
-    while cursor.batch < training.batches_per_epoch and cursor.step < training.total_steps:
+    while cursor.batch < training.batches_per_epoch and not training.finished:
         if batches is None:
-            batches = train_stream.batches(cursor.epoch, cursor.batch)
+            batches = train_stream.batches(cursor.epoch, cursor.batch, training.order_scores)
+        if cursor.step == 0 and config.train.dry_run:
+            batches = dry_run(training, batches, val_stream)
         passes = training.accumulation.passes_from(cursor.epoch, cursor.batch)
         if passes == 0:  # the batches that are left make no step: read past them, so that the stream stays in order
             for _ in batches:
                 pass
             cursor.batch = training.batches_per_epoch
             break
+        before = training.progress
         record = train_step(training, batches, passes)
         training.meter.update(record)
         training.clock.totals["step"] += record.step_s
         training.clock.totals["data_wait"] += record.data_wait_s
-        with training.clock.span("callback"):
-            for callback in training.callbacks:
-                callback.on_step_end(training, record)
-        if cursor.step % config.train.log_every_steps == 0:
+        started = time.perf_counter()
+        for callback in training.step_callbacks:
+            callback.on_step_end(training, record)
+        training.clock.totals["callback"] += time.perf_counter() - started
+        after = training.progress
+        if config.train.log_every.passed(before, after):
             _publish_interval(training)
-        improved = _due(cursor.step, config.eval.every_steps) and _evaluate(training, val_stream)
-        if improved or _due(cursor.step, config.checkpoint.every_steps):
+        improved = _due(config.eval.every, before, after) and _evaluate(training, val_stream)
+        if improved or _due(config.checkpoint.every, before, after):
             _checkpoint(training)
 
 
 def _finish_epoch(training: Training, train_stream: SampleStream, val_stream: SampleStream | None) -> None:
-    """Evaluation, then the move to the next epoch, then the checkpoint that starts there."""
+    """The end of an epoch, or of the training inside of one: evaluation, checkpoint, and the end for the callbacks.
+
+    The cursor moves to the next epoch first, so that the checkpoint starts there. A training that ends inside of an
+    epoch leaves the cursor where it is: it can be extended from there.
+    """
     config, cursor = training.config, training.cursor
-    epoch = cursor.epoch + 1
-    last = cursor.step >= training.total_steps
+    before = training.progress
+    if cursor.batch == training.batches_per_epoch or not training.accumulation.passes_from(cursor.epoch, cursor.batch):
+        cursor.epoch, cursor.batch = cursor.epoch + 1, 0
+    after, last = training.progress, training.finished
     _publish_interval(training)
-    improved = (last or _due(epoch, config.eval.every_epochs)) and _evaluate(training, val_stream)
+    improved = (last or _due(config.eval.every, before, after)) and _evaluate(training, val_stream)
     _list_corrupt_samples(training, [stream for stream in (train_stream, val_stream) if stream])
     publish(training, training.clock.metrics())
-    cursor.epoch, cursor.batch = epoch, 0
-    if last or improved or _due(epoch, config.checkpoint.every_epochs):
+    if last or improved or _due(config.checkpoint.every, before, after):
         _checkpoint(training)
     for callback in training.callbacks:
         callback.on_epoch_end(training, training.metrics)
+    if training.finished and not last:  # a callback has asked for the end
+        _checkpoint(training)
+
+
+def _due(every: Every | None, before: Progress, after: Progress) -> bool:
+    return every is not None and every.passed(before, after)
 
 
 def _list_corrupt_samples(training: Training, streams: Sequence[SampleStream]) -> None:
@@ -180,6 +212,11 @@ def _list_corrupt_samples(training: Training, streams: Sequence[SampleStream]) -
         (training.run_dir / "corrupt_samples.txt").write_text(listing, encoding="utf-8")
 
 
+def _begin_phase(training: Training, phase: str, total: int) -> None:
+    for callback in training.callbacks:
+        callback.on_phase(training, phase, total)
+
+
 def publish(training: Training, metrics: Mapping[str, float]) -> None:
     """Hand reduced numbers to the callbacks."""
     if not metrics:
@@ -192,7 +229,7 @@ def publish(training: Training, metrics: Mapping[str, float]) -> None:
 
 def _publish_interval(training: Training) -> None:
     """Losses, rates and use of the machine since the last report, with the epoch as a fraction."""
-    metrics = training.meter.reduce(training.workers)
+    metrics = training.meter.reduce(training.workers, training.timer)
     if metrics:
         epoch = training.cursor.epoch + training.cursor.batch / training.batches_per_epoch
         publish(training, {**metrics, "train/epoch": epoch, **system_metrics(training.workers.device)})
@@ -200,11 +237,14 @@ def _publish_interval(training: Training) -> None:
 
 def _evaluate(training: Training, stream: SampleStream | None) -> bool:
     """Evaluate once per step; ``True`` if the model is the best so far, which a checkpoint must then hold."""
-    if stream is None or training.evaluated_step == training.cursor.step:
+    before, now, config = training.evaluated, training.progress, training.config.eval
+    if stream is None or before.steps == now.steps:
         return False
+    _begin_phase(training, "val", evaluated_batches(training, stream))
+    num_panels = config.panels if config.panels_every is None or config.panels_every.passed(before, now) else 0
     with training.clock.span("evaluation"):
-        metrics, panels = evaluate(training, stream)
-    training.evaluated_step = training.cursor.step
+        metrics, panels = evaluate(training, stream, num_panels)
+    training.evaluated = now
     publish(training, metrics)
     if panels and training.workers.is_main:
         with training.clock.span("callback"):
@@ -214,24 +254,24 @@ def _evaluate(training: Training, stream: SampleStream | None) -> bool:
 
 
 def _checkpoint(training: Training) -> None:
+    _begin_phase(training, "checkpoint", 1)
+    keep_every, now = training.config.checkpoint.keep_every, training.progress
+    permanent = keep_every is not None and keep_every.passed(training.saved, now)
     with training.clock.span("checkpoint"):
         state = training.state_dict()
         if training.workers.is_main:
-            path = training.store.save(state, step=training.cursor.step, metrics=_measured(training))
+            path = training.store.save(state, step=now.steps, metrics=_measured(training), permanent=permanent)
             for callback in training.callbacks:
                 callback.on_checkpoint(training, path)
         training.workers.barrier()
+    training.saved = now
 
 
 def _measured(training: Training) -> dict[str, float]:
     """The finite numbers that describe the weights of now: those of an evaluation only if it was of these weights."""
-    current = training.evaluated_step == training.cursor.step
+    current = training.evaluated.steps == training.cursor.step
     return {
         name: value
         for name, value in training.metrics.items()
         if math.isfinite(value) and (current or not name.startswith("val/"))
     }
-
-
-def _due(count: int, every: int | None) -> bool:
-    return every is not None and count % every == 0

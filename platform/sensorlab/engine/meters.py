@@ -13,10 +13,13 @@ import psutil
 import torch
 from torch import Tensor
 
+from sensorlab.engine.timers import StepTimer
 from sensorlab.engine.workers import WorkerGroup
 
 # Kinds of wall time; goodput is step / all of them.
-SPANS = ("step", "data_wait", "evaluation", "checkpoint", "callback", "restart")
+#   step        forward, backward and update: the useful time
+#   lost        from the checkpoint that an attempt goes on from to its start: work that was lost, and the pause
+SPANS = ("step", "data_wait", "evaluation", "checkpoint", "callback", "restart", "lost")
 
 
 def system_metrics(device: torch.device) -> dict[str, float]:
@@ -66,6 +69,15 @@ class WallClock:
         finally:
             self.totals[kind] += time.perf_counter() - start
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"totals": dict(self.totals), "time": time.time()}
+
+    def load_state_dict(self, state: Mapping[str, Any], is_over: bool) -> None:
+        """Go on counting; what passed since the checkpoint is lost, unless the training was over."""
+        self.totals.update(state["totals"])
+        if not is_over:
+            self.totals["lost"] += max(0.0, time.time() - state["time"])
+
     def metrics(self) -> dict[str, float]:
         """``perf/goodput`` and the share of each kind of time, in [0, 1]."""
         total = sum(self.totals.values())
@@ -113,18 +125,19 @@ class IntervalMeter:
                 self._sums[name] = self._sums.get(name, 0.0) + value
         self._pending.clear()
 
-    def reduce(self, workers: WorkerGroup) -> dict[str, float]:
+    def reduce(self, workers: WorkerGroup, timer: StepTimer) -> dict[str, float]:
         """The interval's metrics over all workers (losses: mean; times: the slowest's); starts a new interval."""
         if not self._pending and not self._steps:
             return {}
         self._collect()
         steps = self._steps
         metrics = workers.mean({f"train/{name}": value / steps for name, value in self._sums.items()})
-        slowest = workers.max({"perf/data_wait_s": self._data_wait_s / steps, "perf/step_s": self._step_s / steps})
+        times = {"perf/data_wait_s": self._data_wait_s / steps, "perf/step_s": self._step_s / steps}
+        slowest = workers.max({**times, **timer.collect()})
         metrics.update(slowest)
         if self._lr is not None:
             metrics["train/lr"] = self._lr
-        seconds = sum(slowest.values()) * steps
+        seconds = (slowest["perf/data_wait_s"] + slowest["perf/step_s"]) * steps
         metrics["perf/samples_per_s"] = self._num_samples / seconds if seconds > 0 else 0.0
         self.__init__()  # type: ignore[misc]
         return metrics

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sensorlab.engine.meters import StepRecord
+from sensorlab.engine.multi_scale import largest_size, rescale
 from sensorlab.engine.optim import clip_gradients, gradient_norm, set_rates
 from sensorlab.engine.training import Training, seed_step
 from sensorlab.engine.warmup import rates
@@ -28,7 +29,7 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
         FloatingPointError: a loss or gradient is not finite and ``train.nonfinite`` is ``stop`` (or the budget of
             skipped steps is used up). The weights are those before the step.
     """
-    config, cursor, device = training.config, training.cursor, training.workers.device
+    config, cursor, device, timer = training.config, training.cursor, training.workers.device, training.timer
     started = time.perf_counter()
     data_wait = 0.0
     seed_step(device, config.seed, "step", cursor.step, training.workers.rank)
@@ -43,11 +44,17 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
         asked = time.perf_counter()
         batch = next(batches)
         data_wait += time.perf_counter() - asked
-        batch = to_device(batch, device)
+        timer.start()
+        batch = resized(training, to_device(batch, device))
+        for callback in training.batch_callbacks:
+            callback.on_batch(training, batch)
+        timer.mark("copy")
         with _gradient_sync(training.network, index == num_passes - 1), autocast(training):
             _, terms, details = training.network(batch)
             loss = functools.reduce(operator.add, terms.values())
+        timer.mark("forward")
         training.scaler.scale(loss if pass_weight == 1.0 else loss * pass_weight).backward()
+        timer.mark("backward")
         _accumulate(losses, terms | {"loss": loss}, 1.0 / num_passes)
         _accumulate(extras, details, 1.0 / num_passes)
         cursor.batch += 1
@@ -63,6 +70,8 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
             training.ema.update(training.model)
     training.scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
+    timer.mark("optimizer")
+    timer.count_step()
     cursor.step += 1
     return StepRecord(
         step=cursor.step,
@@ -86,6 +95,16 @@ def autocast(training: Training) -> AbstractContextManager:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Copy without waiting; a no-op for tensors that are there."""
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def resized(training: Training, batch: Batch, largest: bool = False) -> Batch:
+    """The batch at the size that multi-scale training has for it (or at the ``largest``)."""
+    scale, cursor = training.config.train.multi_scale, training.cursor
+    if scale is None:
+        return batch
+    if largest:
+        return training.task.resize(batch, largest_size(scale, training.task.image_size(batch)))
+    return rescale(training.task, batch, scale, training.config.seed, cursor.epoch, cursor.batch)
 
 
 def _gradient_sync(network: nn.Module, last_pass: bool) -> AbstractContextManager:

@@ -17,12 +17,15 @@ from torch.nn.parallel import DistributedDataParallel
 from sensorlab.config import as_dict, digest
 from sensorlab.data.stream import SampleStream
 from sensorlab.engine.accumulate import Accumulation
+from sensorlab.engine.budget import Budget
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.checkpoint import CheckpointInfo, CheckpointStore, load
+from sensorlab.engine.duration import Progress
 from sensorlab.engine.ema import ExponentialAverage
 from sensorlab.engine.meters import IntervalMeter, WallClock
 from sensorlab.engine.optim import build_optimizer
 from sensorlab.engine.schedules import SchedulePoint
+from sensorlab.engine.timers import StepTimer
 from sensorlab.engine.workers import WorkerGroup
 from sensorlab.errors import UserError
 from sensorlab.experiment import ExperimentConfig, InitConfig, refuse_changed
@@ -40,9 +43,9 @@ class Cursor:
     batch: int = 0  # global batches of the epoch already consumed
     step: int = 0  # optimiser steps done in all
 
-    def sample(self, global_batch: int) -> int:
-        """Samples of the epoch already consumed, over all workers."""
-        return self.batch * global_batch
+    @property
+    def epochs_begun(self) -> int:
+        return self.epoch + (self.batch > 0)
 
 
 class TaskModule(nn.Module):
@@ -82,10 +85,15 @@ class Training:
         self.provenance = dict(provenance or {})
         self.cursor = Cursor()
         self.meter = IntervalMeter()
+        self.timer = StepTimer(workers.device)
         self.clock = WallClock()
-        self.evaluated_step = -1  # of the last evaluation
+        self.evaluated = Progress(-1, -1, -1)  # at the last evaluation
+        self.saved = Progress(0, 0, 0)  # at the last checkpoint
         self.best_objective: float | None = None
         self.skipped_steps = 0  # updates skipped because a gradient was not finite
+        self.stop_reason: str | None = None  # why training ends before its budget
+        self.class_scores: dict[str, float] = {}  # of the last evaluation
+        self.order_scores: dict[str, float] = {}  # those that the order of the current epoch was made from
         self.corrupt_samples: list[str] = []  # messages of the samples that were skipped, of all workers and attempts
         self.metrics: dict[str, float] = {}  # latest value of every reported name
         self.protocols: dict[str, dict[str, Any]] = {}  # reported name -> all that defines the number
@@ -101,6 +109,8 @@ class Training:
         if config.train.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         samples_per_step = config.data.global_batch * config.train.accumulate.passes_of(config.data.global_batch)
+        self.step_callbacks = [each for each in self.callbacks if type(each).on_step_end is not Callback.on_step_end]
+        self.batch_callbacks = [each for each in self.callbacks if type(each).on_batch is not Callback.on_batch]
         self.optimizer = build_optimizer(self.model, config.optim, samples_per_step)
         self.scaler = torch.amp.GradScaler(workers.device.type, enabled=config.train.precision == "fp16")
         self.ema = ExponentialAverage(self.model, config.train.ema) if config.train.ema else None
@@ -121,27 +131,61 @@ class Training:
             warmup=config.warmup,
         )
         self.steps_per_epoch = -(-self.batches_per_epoch // self.accumulation.passes)  # after a ramp
-        budget = config.train
-        self.total_steps = budget.max_steps or self.accumulation.steps_of(budget.max_epochs or 0)
-        self.total_epochs = budget.max_epochs or self.accumulation.epochs_for(self.total_steps)
+        self.budget = Budget.of(config.train.duration, config.train.extend, self.accumulation)
 
     def schedule_point(self, num_passes: int) -> SchedulePoint:
         """Where the schedule is read for the optimiser step that begins at the cursor: at the last of its passes."""
-        cursor = self.cursor
+        cursor, budget = self.cursor, self.budget
         batch = cursor.epoch * self.batches_per_epoch + cursor.batch + num_passes - 1
         return SchedulePoint(
-            cursor.step,
-            batch,
-            cursor.epoch,
-            self.total_steps,
-            self.total_epochs,
+            min(cursor.step, budget.schedule_steps - 1),
+            min(batch, budget.schedule_epochs * self.batches_per_epoch - 1),
+            min(cursor.epoch, budget.schedule_epochs - 1),
+            budget.schedule_steps,
+            budget.schedule_epochs,
             self.steps_per_epoch,
             self.batches_per_epoch,
         )
 
     @property
+    def total_steps(self) -> int:
+        return self.budget.steps
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs that the training reaches into."""
+        return self.budget.epochs
+
+    @property
+    def progress(self) -> Progress:
+        cursor = self.cursor
+        batches = cursor.epoch * self.batches_per_epoch + cursor.batch
+        return Progress(cursor.epoch, cursor.step, batches * self.config.data.global_batch)
+
+    @property
     def finished(self) -> bool:
-        return self.cursor.epoch >= self.total_epochs
+        return self.stop_reason is not None or self.cursor.step >= self.budget.steps
+
+    def enter_epoch(self) -> None:
+        """Prepare for the batches of the cursor's epoch."""
+        if self.cursor.batch == 0:
+            self.order_scores = dict(self.class_scores)
+        self.model.train()
+
+    def check_classes(self, is_needed: bool) -> None:
+        """Refuse an order by class scores before an epoch is spent, where the task has none."""
+        if is_needed and type(self.task).class_scores is BaseTask.class_scores:
+            raise UserError(
+                f"data.sampling orders by the score of each class, and task {self.config.task.name} reports no score "
+                "per class; choose another order"
+            )
+
+    def request_stop(self, reason: str) -> None:
+        """End training after the evaluation and the checkpoint of the current epoch.
+
+        For callbacks; every worker must ask for it at the same point, or they wait for each other for ever.
+        """
+        self.stop_reason = reason
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -184,13 +228,16 @@ class Training:
             "cursor": {
                 "epoch": self.cursor.epoch,
                 "batch": self.cursor.batch,
-                "sample": self.cursor.sample(self.config.data.global_batch),
+                "sample": self.cursor.batch * self.config.data.global_batch,
                 "step": self.cursor.step,
             },
             "meters": self.workers.gather(self.meter.state_dict()),
-            "clock": dict(self.clock.totals),
+            "clock": self.clock.state_dict(),
             "skipped_steps": self.skipped_steps,
-            "evaluated_step": self.evaluated_step,
+            "evaluated": tuple(self.evaluated),
+            "stop_reason": self.stop_reason,
+            "class_scores": dict(self.class_scores),
+            "order_scores": dict(self.order_scores),
             "best_objective": self.best_objective,
             "corrupt_samples": list(self.corrupt_samples),
             "metrics": dict(self.metrics),
@@ -232,9 +279,14 @@ class Training:
         cursor = state["cursor"]
         self.cursor = Cursor(cursor["epoch"], cursor["batch"], cursor["step"])
         self.meter.load_state_dict(state["meters"], self.workers)
-        self.clock.totals.update(state["clock"])
+        self.saved = self.progress
+        # More training was asked for since an early stop: go on.
+        extended = as_dict(self.config)["train"]["extend"] != state["config"]["train"]["extend"]
+        self.stop_reason = None if extended else state["stop_reason"]
+        self.clock.load_state_dict(state["clock"], is_over=self.finished)
         self.skipped_steps = state["skipped_steps"]
-        self.evaluated_step = state["evaluated_step"]
+        self.evaluated = Progress(*state["evaluated"])
+        self.class_scores, self.order_scores = state["class_scores"], state["order_scores"]
         self.best_objective = state["best_objective"]
         self.corrupt_samples = state["corrupt_samples"]
         self.metrics = state["metrics"]

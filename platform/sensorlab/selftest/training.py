@@ -26,6 +26,7 @@ from sensorlab.data.schema import arrow_schema, encode_sample
 from sensorlab.data.stream import StreamConfig, StreamSpec
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.callbacks.json_log import JsonLog
+from sensorlab.engine.duration import Every
 from sensorlab.engine.ema import EmaConfig
 from sensorlab.engine.fit import FitResult, fit
 from sensorlab.engine.meters import StepRecord
@@ -140,10 +141,10 @@ def stripes_experiment(seed: int) -> ExperimentConfig:
         data=DataConfig(path="memory", global_batch=12),
         optim=OptimConfig(lr=2e-2),
         train=TrainConfig.model_validate(
-            {"max_epochs": 3, "accumulate": 2, "ema": EmaConfig(decay=0.9, tau=10.0), "log_every_steps": 4}
+            {"duration": "3 epochs", "accumulate": 2, "ema": EmaConfig(decay=0.9, tau=10.0), "log_every": "4 steps"}
         ),
-        eval=EvalConfig(metric="val/accuracy", every_epochs=1),
-        checkpoint=CheckpointConfig(every_steps=3, every_epochs=1, keep_latest=2),
+        eval=EvalConfig(metric="val/accuracy", every=Every.parse("1 epoch")),
+        checkpoint=CheckpointConfig(every=Every.parse(["1 epoch", "3 steps"]), keep_latest=2),
     )
 
 

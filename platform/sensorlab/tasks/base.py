@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -87,6 +88,30 @@ class BaseTask(ABC):
     @abstractmethod
     def metrics(self) -> dict[str, Metric]:
         """Fresh accumulators by name. Reported names are ``<name>`` from ``compute`` of each."""
+
+    def class_scores(self, metrics: Mapping[str, Metric]) -> dict[str, float]:
+        """Score in [0, 1] of every class after an evaluation, for orders that show difficult classes more often.
+
+        Args:
+            metrics: the accumulators of :meth:`metrics`, merged over the workers.
+        """
+        return {}
+
+    def sample_classes(self, sample: Sample) -> Mapping[str, int]:
+        """Number of objects of each class in a sample (read with its boxes only), for class-balanced orders."""
+        return Counter(sample.boxes.category)
+
+    def image_size(self, batch: Batch) -> tuple[int, int]:
+        """(height, width) in pixels of the images of a batch, for multi-scale training."""
+        raise UserError(f"train.multi_scale: task {self.config.name} has no images that it could resize")
+
+    def resize(self, batch: Batch, size: tuple[int, int]) -> Batch:
+        """The batch with images of another (height, width), and all that is measured in their pixels with them."""
+        raise UserError(f"train.multi_scale: task {self.config.name} has no images that it could resize")
+
+    def input_panels(self, batch: Batch) -> list[tuple[str, np.ndarray]]:
+        """Pictures of inputs and targets of a training batch: (title, (H, W, 3) uint8), one per sample at most."""
+        return []
 
     @abstractmethod
     def decode(self, outputs: Outputs) -> list[Any]:

@@ -14,7 +14,7 @@ FILE = """
 name: toy
 task: {name: bev_segmentation}
 data: {path: datasets/d, prepare: {source: synthetic}}
-train: {max_epochs: 2}
+train: {duration: 2 epochs}
 sweep: {space: {optim.lr: {choice: [0.1, 0.2]}}}
 """
 
@@ -59,7 +59,7 @@ def start(main, *arguments) -> int:
         (entry.tune_main, "resources.cpus_per_worker=64", "this does not fit"),
         (entry.train_main, "tracking.uri=mlruns", "no longer a tracking store"),
         (entry.tune_main, "tracking.uri=mlruns", "no longer a tracking store"),
-        (entry.tune_main, "train={max_steps: 5, max_epochs: null}", "scheduler asha compares trials by epochs"),
+        (entry.tune_main, "train.duration=5 steps", "scheduler asha compares trials by epochs"),
     ],
 )
 def test_what_cannot_start_is_said_before_the_dataset_is_made(started, capsys, main, override, message):

@@ -66,7 +66,7 @@ def test_a_single_run_on_several_nodes_needs_a_server(tmp_path):
         "name": "toy",
         "task": {"name": "bev_segmentation"},
         "data": {"path": "d"},
-        "train": {"max_epochs": 1},
+        "train": {"duration": "1 epoch"},
     }
     plan = RunPlan(tmp_path / "runs" / "toy", experiment_from(tree), "d", f"sqlite:///{tmp_path}/mlruns.db")
     nodes = ({"CPU": 2.0}, {"CPU": 2.0})

@@ -19,7 +19,7 @@ from sensorlab.experiment import experiment_from
 
 BASE = as_dict(
     experiment_from(
-        {"name": "x", "task": {"name": "bev_segmentation"}, "data": {"path": "d"}, "train": {"max_epochs": 2}}
+        {"name": "x", "task": {"name": "bev_segmentation"}, "data": {"path": "d"}, "train": {"duration": "2 epochs"}}
     )
 )
 
@@ -94,8 +94,7 @@ def test_values_are_checked_against_the_experiment(space, message):
         ("eval.metric", "val/loss", "eval.metric", "sweep.objective"),
         ("eval.mode", "min", "eval.mode", "sweep.mode"),
         ("checkpoint.keep_latest", 1, "checkpoint", "what is saved"),
-        ("train.max_epochs", 3, "train.max_epochs", "scheduler asha"),
-        ("train.max_steps", 3, "train.max_steps", "scheduler asha"),
+        ("train.duration", "3 epochs", "train.duration", "scheduler asha"),
         ("eval", {"metric": "val/loss"}, "eval.metric", "sweep.objective"),  # as part of a whole section
     ],
 )
@@ -106,7 +105,7 @@ def test_what_the_sweep_decides_for_all_trials_cannot_be_searched(key, value, de
 
 
 def test_without_rungs_trials_may_differ_in_their_epochs():
-    space = {"train.max_epochs": {"choice": [1, 3]}, "eval.panels": {"choice": [0, 1]}}
+    space = {"train.duration": {"choice": ["1 epoch", "3 epochs"]}, "eval.panels": {"choice": [0, 1]}}
     check_space(load_sweep({"space": space, "scheduler": "none"}), BASE, experiment_from)
 
 

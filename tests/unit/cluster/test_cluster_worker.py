@@ -22,7 +22,7 @@ def spec(tmp_path):
         "name": "toy",
         "task": {"name": "bev_segmentation"},
         "data": {"path": "d"},
-        "train": {"max_epochs": 3},
+        "train": {"duration": "3 epochs"},
         "optim": {"lr": 1e-3},
     }
     return RunSpec(as_dict(experiment_from(tree)), str(tmp_path / "run"), "d", ToyProgram())

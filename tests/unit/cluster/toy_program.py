@@ -19,7 +19,7 @@ from sensorlab.errors import UserError
 
 @dataclass(frozen=True)
 class ToyProgram:
-    """``max_epochs`` epochs of ``epoch_s`` seconds; the objective approaches ``-log10(lr)``-distance from 3.
+    """``duration`` epochs of ``epoch_s`` seconds; the objective approaches ``-log10(lr)``-distance from 3.
 
     Keeps its epoch in ``run_dir/toy.json``, so that an attempt continues where the previous one ended.
     """
@@ -43,7 +43,7 @@ class ToyProgram:
         context.run_dir.mkdir(parents=True, exist_ok=True)
         state = context.run_dir / "toy.json"
         first = json.loads(state.read_text())["epoch"] if state.exists() else 0
-        total = config.train.max_epochs or 1
+        total = config.train.duration.count
         training = toy_training(context, config, total)
         for callback in context.callbacks:
             callback.on_fit_start(training)

@@ -38,9 +38,9 @@ def experiment(**changes: Any) -> ExperimentConfig:
     Logging intervals of up to four steps are cut by checkpoints and by the ends of epochs.
     """
     sections = {
-        "eval": EvalConfig(metric="val/mse", mode="min", every_epochs=1, every_steps=4),
-        "train": TrainConfig(max_epochs=EPOCHS, log_every_steps=4, accumulate=2, ema=EmaConfig(tau=5.0)),
-        "checkpoint": CheckpointConfig(every_epochs=1, every_steps=2, keep_latest=1),
+        "eval": EvalConfig(metric="val/mse", mode="min", every=["1 epoch", "4 steps"]),
+        "train": TrainConfig(duration=f"{EPOCHS} epochs", log_every="4 steps", accumulate=2, ema=EmaConfig(tau=5.0)),
+        "checkpoint": CheckpointConfig(every=["1 epoch", "2 steps"], keep_latest=1),
     }
     return toy_experiment(**(sections | changes))
 

@@ -68,15 +68,15 @@ def test_the_count_of_corrupt_samples_is_in_the_checkpoint_of_its_epoch(tmp_path
 def test_protocols_are_known_before_the_next_evaluation(tmp_path):
     first = run(experiment(), tmp_path, stop=5)
     again = run(experiment(), tmp_path, stop=5)
-    assert again.evaluated_step == 4  # of the first attempt
+    assert again.evaluated.steps == 4  # of the first attempt
     assert again.protocols == first.protocols
     assert again.protocols["val/mse"]["metric"] == "mse"
 
 
 def test_a_checkpoint_is_ranked_by_an_evaluation_of_its_own_weights(tmp_path):
     config = experiment(
-        eval=EvalConfig(metric="val/mse", mode="min", every_epochs=None, every_steps=4),
-        checkpoint=CheckpointConfig(every_steps=2, every_epochs=None, keep_latest=10),
+        eval=EvalConfig(metric="val/mse", mode="min", every="4 steps"),
+        checkpoint=CheckpointConfig(every="2 steps", keep_latest=10),
     )
     run(config, tmp_path)
     ranked = {info.step: "val/mse" in info.metrics for info in CheckpointStore(tmp_path / "checkpoints").all()}
@@ -84,7 +84,7 @@ def test_a_checkpoint_is_ranked_by_an_evaluation_of_its_own_weights(tmp_path):
 
 
 def test_the_rate_is_reported_where_a_checkpoint_cuts_the_interval(tmp_path):
-    config = experiment(checkpoint=CheckpointConfig(every_steps=1))
+    config = experiment(checkpoint=CheckpointConfig(every=["1 epoch", "1 step"]))
     run(config, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     reported = [line for line in lines if "train/loss" in line]
@@ -108,6 +108,6 @@ def test_a_log_that_was_cut_from_outside_is_named_and_has_no_line_twice(tmp_path
 
 @pytest.mark.parametrize("stop", [1, 2])
 def test_before_the_first_checkpoint_a_run_starts_anew(tmp_path, stop):
-    run(experiment(checkpoint=CheckpointConfig(every_epochs=1)), tmp_path, stop=stop)
+    run(experiment(checkpoint=CheckpointConfig(every="1 epoch")), tmp_path, stop=stop)
     assert CheckpointStore(tmp_path / "checkpoints").latest() is None
     assert run(experiment(), tmp_path).cursor.step == 9

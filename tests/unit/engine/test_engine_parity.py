@@ -79,7 +79,7 @@ def test_fifty_steps_equal_a_bare_loop(tmp_path, resumed):
         optim=OptimConfig(name="adamw", lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY),
         train=TrainConfig.model_validate(
             {
-                "max_steps": STEPS,
+                "duration": f"{STEPS} steps",
                 "accumulate": 2,
                 "clip": ClipConfig(value=CLIP),
                 "ema": EmaConfig(kind="warmup", decay=EMA_DECAY, tau=EMA_TAU),

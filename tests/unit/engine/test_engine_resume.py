@@ -40,9 +40,9 @@ class StopAfter(Callback):
 
 def experiment(**changes) -> ExperimentConfig:
     sections = {
-        "eval": EvalConfig(metric="val/mse", mode="min", every_epochs=1),
-        "train": TrainConfig(max_epochs=3, log_every_steps=2, accumulate=2, ema=EmaConfig(tau=5.0)),
-        "checkpoint": CheckpointConfig(every_epochs=1, every_steps=1, keep_latest=3),
+        "eval": EvalConfig(metric="val/mse", mode="min", every="1 epoch"),
+        "train": TrainConfig(duration="3 epochs", log_every="2 steps", accumulate=2, ema=EmaConfig(tau=5.0)),
+        "checkpoint": CheckpointConfig(every=["1 epoch", "1 step"], keep_latest=3),
     }
     return toy_experiment(**(sections | changes))
 
@@ -187,16 +187,16 @@ def test_divergence_stops_before_the_update(tmp_path):
 
 
 def test_divergence_can_be_skipped_within_a_budget(tmp_path):
-    train = TrainConfig(max_epochs=1, nonfinite="skip", nonfinite_budget=1)
+    train = TrainConfig(duration="1 epoch", nonfinite="skip", nonfinite_budget=1)
     result = run(experiment(task=ToyConfig(poison_step=5), train=train), tmp_path)
     assert result.steps == 5
-    train = TrainConfig(max_epochs=2, nonfinite="skip", nonfinite_budget=1)
+    train = TrainConfig(duration="2 epochs", nonfinite="skip", nonfinite_budget=1)
     with pytest.raises(FloatingPointError, match="nonfinite_budget"):
         run(experiment(task=ToyConfig(poison_step=5), train=train), tmp_path / "second")
 
 
 def test_budget_in_steps_ends_inside_an_epoch(tmp_path):
-    result = run(experiment(train=TrainConfig(max_steps=7)), tmp_path)
+    result = run(experiment(train=TrainConfig(duration="7 steps")), tmp_path)
     assert (result.steps, result.epochs) == (7, 2)
     assert "val/mse" in result.metrics
 
@@ -210,7 +210,7 @@ def test_a_new_run_can_start_from_the_weights_of_another(straight, tmp_path):
     run(experiment(), tmp_path / "first")
     weights = checkpoint.CheckpointStore(tmp_path / "first" / "checkpoints").latest().path / "model.safetensors"
     init = InitConfig(path=str(weights), exclude=(r"^4\.",))
-    train = TrainConfig(max_epochs=1, log_every_steps=2, init=init)
+    train = TrainConfig(duration="1 epoch", log_every="2 steps", init=init)
     config = experiment(train=train, optim=OptimConfig(lr=0.0))
     run(config, tmp_path / "second")
     state, first = final_state(tmp_path / "second")[0], straight[0]
@@ -233,9 +233,9 @@ def test_skipped_samples_are_counted_and_listed(tmp_path):
 def test_the_best_checkpoint_holds_the_weights_that_were_measured(tmp_path, eval_every):
     # Evaluations and checkpoints fall on different steps.
     config = experiment(
-        eval=EvalConfig(metric="val/mse", mode="min", every_epochs=None, every_steps=eval_every),
-        checkpoint=CheckpointConfig(every_epochs=None, every_steps=4, keep_latest=1),
-        train=TrainConfig(max_epochs=4, log_every_steps=2),
+        eval=EvalConfig(metric="val/mse", mode="min", every=f"{eval_every} steps"),
+        checkpoint=CheckpointConfig(every="4 steps", keep_latest=1),
+        train=TrainConfig(duration="4 epochs", log_every="2 steps"),
         optim=OptimConfig(lr=0.05),
     )
     result = run(config, tmp_path)
@@ -250,7 +250,7 @@ def test_the_best_checkpoint_holds_the_weights_that_were_measured(tmp_path, eval
 
 
 def test_a_skipped_step_leaves_no_trace_in_the_running_statistics(tmp_path):
-    train = TrainConfig(max_epochs=1, nonfinite="skip", nonfinite_budget=1)
+    train = TrainConfig(duration="1 epoch", nonfinite="skip", nonfinite_budget=1)
     run(experiment(task=ToyConfig(poison_input=5), train=train), tmp_path)
     state, _ = final_state(tmp_path)
     assert torch.isfinite(state["model"]["1.running_mean"]).all()

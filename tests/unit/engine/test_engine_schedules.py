@@ -207,9 +207,9 @@ def ramped(**changes) -> ExperimentConfig:
         ),
         "schedule": CosineSchedule(by="epoch", lag=1, end_factor=0.1),
         "warmup": WarmupConfig(length=1.5, unit="epochs", group_start={"bias": 5.0}, momentum_start=0.5),
-        "train": TrainConfig(max_epochs=4, accumulate=AccumulateConfig(passes=3, ramp=True, window="run")),
+        "train": TrainConfig(duration="4 epochs", accumulate=AccumulateConfig(passes=3, ramp=True, window="run")),
         "eval": EvalConfig(metric="val/mse", mode="min"),
-        "checkpoint": CheckpointConfig(every_epochs=1, every_steps=1),
+        "checkpoint": CheckpointConfig(every=["1 epoch", "1 step"]),
     }
     return toy_experiment(**(sections | changes))
 
@@ -251,7 +251,7 @@ def test_rates_of_a_step_are_those_of_its_last_pass(tmp_path):
 
 
 def test_an_epoch_must_hold_a_step(tmp_path):
-    config = ramped(train=TrainConfig(max_epochs=1, accumulate=AccumulateConfig(passes=9, window="run")))
+    config = ramped(train=TrainConfig(duration="1 epoch", accumulate=AccumulateConfig(passes=9, window="run")))
     with pytest.raises(UserError, match="9 passes and an epoch has 8 batches"):
         train(config, tmp_path, Recorder())
 
@@ -274,7 +274,7 @@ def plain(tmp_path, **train) -> list[torch.Tensor]:
     config = toy_experiment(
         optim=OptimConfig(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0),
         schedule=ConstantSchedule(),
-        train=TrainConfig(max_steps=3, **train),
+        train=TrainConfig(duration="3 steps", **train),
     )
     callback, task = Weights(), ToyTask(config.task)
     fit(config, task, ToyStream(34, 4, task), None, run_dir=tmp_path, callbacks=[callback])
@@ -304,7 +304,7 @@ def test_the_loop_adds_up_or_averages_the_passes(tmp_path):
 def test_the_loop_scales_decay_with_the_samples_of_a_step(tmp_path):
     config = toy_experiment(
         optim=OptimConfig(weight_decay=0.01, weight_decay_batch=64),
-        train=TrainConfig(max_steps=1, accumulate=AccumulateConfig(passes=8)),
+        train=TrainConfig(duration="1 step", accumulate=AccumulateConfig(passes=8)),
     )
     callback, task = Weights(), ToyTask(config.task)
     fit(config, task, ToyStream(34, 4, task), None, run_dir=tmp_path, callbacks=[callback])
@@ -368,7 +368,7 @@ def test_contradicting_warm_ups_are_refused():
             {
                 "schedule": schedule(name="piecewise", pieces=[{"shape": {"name": "constant"}}]),
                 "warmup": None,
-                "train": TrainConfig(max_epochs=1, accumulate=AccumulateConfig(passes=2, window="multiple")),
+                "train": TrainConfig(duration="1 epoch", accumulate=AccumulateConfig(passes=2, window="multiple")),
             },
             "give the pieces in unit: steps",
         ),
@@ -385,7 +385,7 @@ def toy_tree(**changes):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_the_same_as_its_values_written_out(name):
-    own = {} if "max_epochs" in PRESETS[name]["train"] else {"train": {"max_epochs": 3}}
+    own = {} if "duration" in PRESETS[name]["train"] else {"train": {"duration": "3 epochs"}}
     config = experiment_from(toy_tree(preset=name, **own))
     assert config.optim.lr == PRESETS[name]["optim"]["lr"]
     assert config.schedule.name == PRESETS[name]["schedule"]["name"]
@@ -406,8 +406,8 @@ def test_an_unknown_preset_names_the_nearest():
 
 
 def test_a_number_of_passes_may_be_written_plainly():
-    config = experiment_from(toy_tree(train={"max_epochs": 1, "accumulate": 3, "clip": {"value": 1, "p": "inf"}}))
+    config = experiment_from(toy_tree(train={"duration": "1 epoch", "accumulate": 3, "clip": {"value": 1, "p": "inf"}}))
     assert config.train.accumulate == AccumulateConfig(passes=3)
     assert config.train.clip.p == "inf"
     with pytest.raises(UserError, match=r"train\.accumulate\.passes"):
-        experiment_from(toy_tree(train={"max_epochs": 1, "accumulate": 0}))
+        experiment_from(toy_tree(train={"duration": "1 epoch", "accumulate": 0}))

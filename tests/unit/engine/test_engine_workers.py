@@ -34,8 +34,8 @@ def experiment(norm: bool) -> ExperimentConfig:
     return toy_experiment(
         task=ToyConfig(dropout=0.0, norm=norm),
         eval=EvalConfig(metric="val/mse", mode="min"),
-        train=TrainConfig(max_epochs=2, log_every_steps=2, accumulate=2),
-        checkpoint=CheckpointConfig(every_steps=1, keep_latest=10),
+        train=TrainConfig(duration="2 epochs", log_every="2 steps", accumulate=2),
+        checkpoint=CheckpointConfig(every=["1 epoch", "1 step"], keep_latest=10),
     )
 
 

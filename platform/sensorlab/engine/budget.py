@@ -1,0 +1,53 @@
+"""Where a training ends, and where its schedule ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sensorlab.config import StrictModel
+from sensorlab.engine.accumulate import Accumulation
+from sensorlab.engine.duration import Duration
+
+
+class ExtendConfig(StrictModel):
+    """More training after the planned end. The rule says what the schedule of the rates does there.
+
+    ``hold``: the rates of the last planned step go on, and nothing before the end changes, so a finished run that is
+    extended equals one that was planned so. ``rescale``: the schedule is that of the whole length; a run that is
+    extended in the middle or at its end jumps to the rate that the longer schedule has there.
+    """
+
+    duration: Duration  # how much more, in the unit of train.duration
+    rule: Literal["hold", "rescale"] = "hold"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Ends in optimiser steps, and in epochs that these reach into."""
+
+    steps: int
+    epochs: int
+    schedule_steps: int
+    schedule_epochs: int
+
+    @classmethod
+    def of(cls, duration: Duration, extend: ExtendConfig | None, accumulation: Accumulation) -> Budget:
+        """The budget of a training.
+
+        Args:
+            duration: the planned length.
+            extend: more of the same unit.
+        """
+        planned = _steps_and_epochs(duration, accumulation)
+        if extend is None:
+            return cls(*planned, *planned)
+        whole = _steps_and_epochs(Duration(duration.count + extend.duration.count, duration.unit), accumulation)
+        return cls(*whole, *(planned if extend.rule == "hold" else whole))
+
+
+def _steps_and_epochs(duration: Duration, accumulation: Accumulation) -> tuple[int, int]:
+    if duration.unit == "epochs":
+        return accumulation.steps_of(duration.count), duration.count
+    steps = duration.count if duration.unit == "steps" else accumulation.steps_for_samples(duration.count)
+    return steps, accumulation.epochs_for(steps)
