@@ -109,9 +109,7 @@ def test_the_reason_names_what_is_needed_to_judge_it():
     for epoch, value in enumerate([0.25, 0.5, 0.625], start=1):
         training.cursor = Cursor(epoch=epoch)
         callback.on_metrics(training, {"val/x": value}, step=epoch)
-    assert training.stop_reason == (
-        "val/x has not improved by more than 0.5 for 2 epochs (best 0.25, now 0.625)"
-    )
+    assert training.stop_reason == ("val/x has not improved by more than 0.5 for 2 epochs (best 0.25, now 0.625)")
 
 
 # Weights that never change give a validation error that never improves.

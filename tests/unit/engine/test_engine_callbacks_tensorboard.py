@@ -93,5 +93,3 @@ def test_a_missing_package_is_a_user_error_before_anything_is_trained(tmp_path, 
     monkeypatch.setattr(builtins, "__import__", without_tensorboard)
     with pytest.raises(UserError, match=r"pip install 'sensorlab\[tensorboard\]'"):
         TensorBoard()
-
-
