@@ -50,6 +50,8 @@ class DataConfig(StrictModel):
     global_batch: int = Field(default=8, ge=1)  # samples per forward pass, over all workers
     val_batch: int | None = Field(default=None, ge=1)  # None: global_batch
     last_batch: Literal["drop", "pad"] = "drop"  # the partial last training batch of an epoch
+    max_samples: int | None = Field(default=None, ge=1)  # at most so many samples of each split: its first ones
+    augment: bool = True  # false: training samples are transformed as in evaluation
     shuffle_window: int = Field(default=16, ge=1)  # row groups that are mixed with each other
     transform_in: Literal["worker", "task"] = "worker"  # decode in the worker's threads, or in Ray tasks
     threads: int = Field(default=2, ge=1)  # decode threads per worker

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import sensorlab
 from sensorlab.cluster.worker import RunContext, RunSpec
-from sensorlab.data.dataset import PreparedDataset
+from sensorlab.data.dataset import PreparedDataset, Split
 from sensorlab.data.local_stream import LocalStream
 from sensorlab.data.stream import SampleStream, StreamConfig, StreamSpec
+from sensorlab.data.subset import Unaugmented, first_rows
 from sensorlab.engine.accumulate import Accumulation
 from sensorlab.engine.budget import Budget
 from sensorlab.engine.callbacks.base import Callback
@@ -133,12 +134,17 @@ def stream_specs(config: ExperimentConfig, dataset: str) -> dict[str, StreamSpec
         tasks=tasks,
         task_cpus=config.resources.data_cpus / tasks,  # together what the preflight keeps free for them
     )
+    train_task = task if data.augment else Unaugmented(task)
+    train, val = (_part(prepared, name, data.max_samples) for name in (data.train_split, data.val_split))
     return {
-        TRAIN: StreamSpec(prepared.split(data.train_split), task, data.global_batch, config.seed, True, options),
-        VAL: StreamSpec(
-            prepared.split(data.val_split), task, data.val_batch or data.global_batch, config.seed, False, options
-        ),
+        TRAIN: StreamSpec(train, train_task, data.global_batch, config.seed, True, options),
+        VAL: StreamSpec(val, task, data.val_batch or data.global_batch, config.seed, False, options),
     }
+
+
+def _part(dataset: PreparedDataset, split: str, max_samples: int | None) -> Split:
+    whole = dataset.split(split)
+    return whole if max_samples is None else first_rows(whole, max_samples)
 
 
 def budget_of(config: ExperimentConfig, batches_per_epoch: int) -> Budget:

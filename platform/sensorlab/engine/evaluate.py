@@ -89,6 +89,7 @@ def _evaluated_on(training: Training) -> dict[str, Any]:
     return {
         "dataset": training.provenance.get("dataset"),
         "split": training.config.data.val_split,
+        "max_samples": training.config.data.max_samples,
         "max_batches": training.config.eval.max_batches,
     }
 
