@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from sensorlab.data.dataset import PreparedDataset
-from sensorlab.data.order import ShuffledOrder, SplitFacts
+from sensorlab.data.order import Scores, ShuffledOrder, SplitFacts
 from sensorlab.data.stream import SampleTransform
 from sensorlab.errors import UserError
 
@@ -70,10 +70,12 @@ class RepeatedOrder:
 
     samples: int
 
+    adaptive: ClassVar[bool] = False
+
     def length(self, facts: SplitFacts) -> int:
         return self.samples
 
-    def order(self, facts: SplitFacts, seed: int, epoch: int) -> np.ndarray:
+    def order(self, facts: SplitFacts, seed: int, epoch: int, scores: Scores | None = None) -> np.ndarray:
         passes = -(-self.samples // facts.num_samples)
         shuffled = [ShuffledOrder().order(facts, seed, epoch * passes + number) for number in range(passes)]
         return np.concatenate(shuffled)[: self.samples]

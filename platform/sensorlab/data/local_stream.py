@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sensorlab.data.order import Scores
 from sensorlab.data.ordered import OrderedPrefetcher
 from sensorlab.data.plan import WorkerBatch
 from sensorlab.data.stream import PrefetchedStream, StreamSpec
@@ -13,18 +14,17 @@ class LocalStream(PrefetchedStream):
     """Batches of one worker, made in this process; used under plain torch, by tests and by benchmarks.
 
     Any cursor can be opened at any time, and only what is delivered (or looked ahead to) is read. With ``end_epoch``
-    the look-ahead runs on into the following epochs.
+    the look-ahead runs on into the following epochs, unless their order is adaptive.
     """
 
     def __init__(self, spec: StreamSpec, rank: int = 0, world_size: int = 1, end_epoch: int | None = None) -> None:
         super().__init__(spec, rank, world_size, end_epoch)
 
-    def _open(self, start: tuple[int, int], end_epoch: int) -> OrderedPrefetcher:
+    def _open(self, start: tuple[int, int], end_epoch: int, scores: Scores) -> OrderedPrefetcher:
         config = self.spec.config
-        return OrderedPrefetcher(
-            self._jobs(start, end_epoch), self.spec.maker, config.threads, config.prefetch_batches, "local-stream"
-        )
+        jobs = self._jobs(start, end_epoch, scores)
+        return OrderedPrefetcher(jobs, self.spec.maker, config.threads, config.prefetch_batches, "local-stream")
 
-    def _jobs(self, start: tuple[int, int], end_epoch: int) -> Iterator[WorkerBatch]:
+    def _jobs(self, start: tuple[int, int], end_epoch: int, scores: Scores) -> Iterator[WorkerBatch]:
         for epoch, batch in self.plan.cursors(start, end_epoch):
-            yield self.plan.worker_batch(epoch, batch, self.rank, self.world_size)
+            yield self.plan.worker_batch(epoch, batch, self.rank, self.world_size, scores)

@@ -7,6 +7,7 @@ them, are the same on 1, 2 or 8 workers.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sensorlab.config import digest
-from sensorlab.data.order import OrderPolicy, SplitFacts
+from sensorlab.data.order import OrderPolicy, Scores, SplitFacts
 from sensorlab.errors import UserError
 
 # What happens to the last, partial global batch of an epoch:
@@ -23,6 +24,8 @@ from sensorlab.errors import UserError
 #   pad   it is filled with rows from the start of the epoch's order, which then count twice (training)
 #   fill  it is filled the same way with rows marked as filler, which never count (evaluation)
 Remainder = Literal["drop", "pad", "fill"]
+
+ScoresKey = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,18 +46,26 @@ class WorkerBatch:
 
 @dataclass(frozen=True, eq=False)
 class StreamPlan:
-    """All global batches of all epochs, as a pure function; picklable and small (no order is stored)."""
+    """All global batches of all epochs, as a pure function; picklable, without the orders that it remembers.
+
+    Args:
+        max_batches: an epoch ends after this many of its global batches.
+    """
 
     facts: SplitFacts
     policy: OrderPolicy
     seed: int
     global_batch: int
     remainder: Remainder
-    _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+    max_batches: int | None = None
+    # (epoch, scores) -> order, of the last two that were asked for
+    _orders: dict[tuple[int, ScoresKey], np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.global_batch < 1:
             raise UserError(f"the global batch must be at least 1, got {self.global_batch}")
+        if self.max_batches is not None and self.max_batches < 1:
+            raise UserError(f"data.max_batches must be at least 1, got {self.max_batches}")
         if self._length == 0:
             raise UserError("the split has no samples")
         if self.batches_per_epoch == 0:
@@ -74,17 +85,25 @@ class StreamPlan:
         return self.policy.length(self.facts)
 
     @property
+    def adaptive(self) -> bool:
+        """Whether the order of an epoch depends on the scores at the end of the one before."""
+        return self.policy.adaptive
+
+    @property
     def batches_per_epoch(self) -> int:
         whole, rest = divmod(self._length, self.global_batch)
-        return whole + (1 if rest and self.remainder != "drop" else 0)
+        batches = whole + (1 if rest and self.remainder != "drop" else 0)
+        return batches if self.max_batches is None else min(batches, self.max_batches)
 
     @property
     def samples_per_epoch(self) -> int:
-        """Samples that count: all of them under ``fill``, whole global batches otherwise."""
-        return self._length if self.remainder == "fill" else self.batches_per_epoch * self.global_batch
+        """Samples that count: those of the order under ``fill``, whole global batches otherwise."""
+        rows = self.batches_per_epoch * self.global_batch
+        return min(rows, self._length) if self.remainder == "fill" else rows
 
     @property
     def dropped_per_epoch(self) -> int:
+        """Rows at the end of an epoch's order that it leaves out."""
         return max(0, self._length - self.batches_per_epoch * self.global_batch)
 
     @cached_property
@@ -97,25 +116,31 @@ class StreamPlan:
         return digest(
             {
                 "dataset": self.facts.digest,
-                "row_groups": self.facts.row_groups.tolist(),
+                "row_groups": hashlib.sha256(np.ascontiguousarray(self.facts.row_groups, "<i8").data).hexdigest(),
                 "policy": repr(self.policy),
                 "seed": self.seed,
                 "global_batch": self.global_batch,
                 "remainder": self.remainder,
+                "max_batches": self.max_batches,
             }
         )
 
-    def epoch_order(self, epoch: int) -> np.ndarray:
-        """(length,) int64; the last two epochs asked for are remembered, since prefetching straddles their border."""
-        order = self._orders.get(epoch)
+    def scores_key(self, scores: Scores | None) -> ScoresKey:
+        """Equal where two scores give equal orders: empty for a policy that does not look at them."""
+        return tuple(sorted(scores.items())) if scores and self.adaptive else ()
+
+    def epoch_order(self, epoch: int, scores: Scores | None = None) -> np.ndarray:
+        """(length,) int64; the last two orders asked for are remembered, since prefetching straddles their border."""
+        key = (epoch, self.scores_key(scores))
+        order = self._orders.get(key)
         if order is None:
-            order = self.policy.order(self.facts, self.seed, epoch)
+            order = self.policy.order(self.facts, self.seed, epoch, scores if self.adaptive else None)
             if len(order) != self._length:
                 raise RuntimeError(f"{self.policy!r} gave {len(order)} rows in epoch {epoch}, not {self._length}")
             order.flags.writeable = False
-            for old in [key for key in list(self._orders) if abs(key - epoch) > 1]:
+            for old in list(self._orders)[:-1]:
                 self._orders.pop(old, None)
-            self._orders[epoch] = order
+            self._orders[key] = order
         return order
 
     def check_divides(self, world_size: int) -> int:
@@ -127,7 +152,9 @@ class StreamPlan:
             )
         return self.global_batch // world_size
 
-    def worker_batch(self, epoch: int, batch: int, rank: int = 0, world_size: int = 1) -> WorkerBatch:
+    def worker_batch(
+        self, epoch: int, batch: int, rank: int = 0, world_size: int = 1, scores: Scores | None = None
+    ) -> WorkerBatch:
         """The slice of global batch ``batch`` that worker ``rank`` of ``world_size`` processes.
 
         Raises:
@@ -137,7 +164,7 @@ class StreamPlan:
         size = self.check_divides(world_size)
         if not (0 <= batch < self.batches_per_epoch and 0 <= rank < world_size):
             raise IndexError(f"no batch {batch} of {self.batches_per_epoch}, or no worker {rank} of {world_size}")
-        order = self.epoch_order(epoch)
+        order = self.epoch_order(epoch, scores)
         positions = batch * self.global_batch + rank * size + np.arange(size)
         beyond = positions >= len(order)
         is_filler = beyond if self.remainder == "fill" else np.zeros(size, bool)

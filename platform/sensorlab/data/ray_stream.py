@@ -7,12 +7,16 @@ the fewest rows so far (``ray/data/_internal/execution/operators/output_splitter
 each row says which worker batch it is, and :class:`RayStream` refuses any other than the one it expects.
 
 One training dataset covers all epochs from the cursor to the end, so the first batches of an epoch are made while the
-last ones of the epoch before are trained on. An order that depends on results of the epoch before needs one dataset
-per epoch; only this module would change.
+last ones of the epoch before are trained on.
+
+An adaptive order (:class:`~sensorlab.data.order.OrderPolicy`) is known only when the epoch before has been evaluated,
+too late for a dataset that Ray Train splits before the workers start. There, each worker makes and executes a dataset
+of its own batches when an epoch begins: no coordinator, the same tasks, together on the same number of CPUs.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -22,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from sensorlab.data.order import Scores
 from sensorlab.data.ordered import OrderedPrefetcher
 from sensorlab.data.payload import Payload, decode_payload, unpack_arrays, unpack_table
 from sensorlab.data.plan import WorkerBatch
@@ -72,12 +77,21 @@ def train_data_config() -> ray.train.DataConfig:
 
 
 def ray_dataset(
-    spec: StreamSpec, world_size: int, start: tuple[int, int] = (0, 0), end_epoch: int = 1
+    spec: StreamSpec,
+    world_size: int,
+    start: tuple[int, int] = (0, 0),
+    end_epoch: int = 1,
+    rank: int | None = None,
+    scores: Scores | None = None,
 ) -> ray.data.Dataset:
     """The dataset that feeds ``world_size`` workers; give it to Ray Train, which splits it, or use ``.iterator()``.
 
     Nothing before the cursor ``start`` = (epoch, batch) is read. Evaluation ignores ``start`` and ``end_epoch``: its
     dataset is one pass over the split, executed again for each evaluation.
+
+    Args:
+        rank: of the only worker that the dataset feeds, one of ``world_size`` that have one each and share the tasks.
+        scores: of the classes, for an adaptive order.
 
     Raises:
         UserError: the global batch does not divide by ``world_size``, or nothing is left to do.
@@ -90,30 +104,36 @@ def ray_dataset(
     plan.check_divides(world_size)
     if not spec.training:
         start, end_epoch = (0, 0), 1
-    chunks = _plan_chunks(spec, world_size, start, end_epoch)
+    chunks = _plan_chunks(spec, world_size, start, end_epoch, rank)
     if not chunks:
         raise UserError(f"nothing to stream: the cursor {start} is at or behind the end of epoch {end_epoch - 1}")
     work = spec.maker.reader if config.transform_in == "worker" else spec.maker
+    sharing = 1 if rank is None else world_size
+    tasks = max(1, config.tasks // sharing)
     dataset = ray.data.from_blocks(chunks).map_batches(
-        MakeBlocks(plan, plan.fingerprint, world_size, work),
+        MakeBlocks(plan, plan.fingerprint, world_size, work, dict(scores or {})),
         batch_size=None,  # a task gets a whole chunk
         batch_format="pyarrow",
-        num_cpus=config.task_cpus,
-        compute=TaskPoolStrategy(size=min(config.tasks, len(chunks))),
+        # A task that waits for its consumer keeps its CPUs: all workers' tasks must fit side by side.
+        num_cpus=config.task_cpus * config.tasks / (tasks * sharing),
+        compute=TaskPoolStrategy(size=min(tasks, len(chunks))),
     )
     # A row cannot be split, and a block is closed as soon as it is larger than this: one row per block, always.
     dataset.context.target_max_block_size = 1
     return dataset
 
 
-def _plan_chunks(spec: StreamSpec, world_size: int, start: tuple[int, int], end_epoch: int) -> list[pa.Table]:
+def _plan_chunks(
+    spec: StreamSpec, world_size: int, start: tuple[int, int], end_epoch: int, rank: int | None = None
+) -> list[pa.Table]:
     """Tables of (epoch, batch, rank), one per task; all rows in stream order."""
     cursors = np.array(list(spec.plan.cursors(start, end_epoch)), np.int64).reshape(-1, 2)
+    ranks = np.arange(world_size) if rank is None else np.array([rank])
     table = pa.table(
         {
-            "epoch": np.repeat(cursors[:, 0], world_size),
-            "batch": np.repeat(cursors[:, 1], world_size),
-            "rank": np.tile(np.arange(world_size), len(cursors)),
+            "epoch": np.repeat(cursors[:, 0], len(ranks)),
+            "batch": np.repeat(cursors[:, 1], len(ranks)),
+            "rank": np.tile(ranks, len(cursors)),
         }
     )
     size = spec.config.batches_per_task
@@ -125,42 +145,51 @@ class RayStream(PrefetchedStream):
 
     Args:
         spec: equal to the one that the dataset was made from.
-        iterator: this worker's shard (``ray.train.get_dataset_shard``) or, for a single worker, ``dataset.iterator()``.
+        iterator: this worker's shard (``ray.train.get_dataset_shard``) or, for a single worker, ``dataset.iterator()``;
+            ``None`` for an adaptive order, where the stream makes a dataset of its own for every epoch.
         start, end_epoch: as given to :func:`ray_dataset`.
     """
 
     def __init__(
         self,
         spec: StreamSpec,
-        iterator: ray.data.DataIterator,
+        iterator: ray.data.DataIterator | None,
         rank: int = 0,
         world_size: int = 1,
         start: tuple[int, int] = (0, 0),
         end_epoch: int = 1,
     ) -> None:
         super().__init__(spec, rank, world_size, end_epoch)
+        if (iterator is None) != self.is_adaptive:
+            raise ValueError(
+                "a stream of an adaptive order makes its own datasets, every other one is given its dataset"
+            )
         self._iterator = iterator
         self._start = self.plan.normal_cursor(start) if spec.training else (0, 0)
 
-    def _open(self, start: tuple[int, int], end_epoch: int) -> OrderedPrefetcher:
+    def _open(self, start: tuple[int, int], end_epoch: int, scores: Scores) -> OrderedPrefetcher:
+        config = self.spec.config
+        blocks = self._dataset(start, end_epoch, scores).iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=min(2, config.prefetch_batches)
+        )
+        make = functools.partial(self._make, scores=scores)
+        expected = self.plan.cursors(start, end_epoch)
+        return OrderedPrefetcher(_paired(expected, blocks), make, config.threads, config.prefetch_batches, "ray-stream")
+
+    def _dataset(self, start: tuple[int, int], end_epoch: int, scores: Scores) -> ray.data.DataIterator:
+        if self._iterator is None:
+            return ray_dataset(self.spec, self.world_size, start, end_epoch, self.rank, scores).iterator()
         if start != self._start:
             raise RuntimeError(
                 f"this stream was planned to start at (epoch, batch) {self._start} and was asked for {start}: "
                 "a training stream runs forward only, make a new dataset to move it"
             )
-        config = self.spec.config
-        blocks = self._iterator.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=min(2, config.prefetch_batches)
-        )
-        expected = self.plan.cursors(start, end_epoch)
-        return OrderedPrefetcher(
-            _paired(expected, blocks), self._make, config.threads, config.prefetch_batches, "ray-stream"
-        )
+        return self._iterator
 
-    def _make(self, pair: tuple[tuple[int, int], pa.Table]) -> Made:
+    def _make(self, pair: tuple[tuple[int, int], pa.Table], scores: Scores) -> Made:
         (epoch, batch), block = pair
         payload = decode_payload(block)
-        job = self.plan.worker_batch(epoch, batch, self.rank, self.world_size)
+        job = self.plan.worker_batch(epoch, batch, self.rank, self.world_size, scores)
         self._check_identity(payload, job)
         if payload.kind == "error":
             raise UserError(payload.content.to_pybytes().decode())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from sensorlab.data.batch import BatchMaker, RowReader
+from sensorlab.data.order import Scores
 from sensorlab.data.payload import encode_payload, pack_arrays, pack_table
 from sensorlab.data.plan import StreamPlan, WorkerBatch
 from sensorlab.errors import UserError
@@ -19,18 +20,20 @@ class MakeBlocks:
 
     Args:
         work: a reader (the blocks hold compressed samples) or a batch maker (they hold the collated arrays).
+        scores: of the classes, where the plan's order is adaptive.
     """
 
     plan: StreamPlan
     fingerprint: str
     world_size: int
     work: RowReader | BatchMaker
+    scores: Scores = field(default_factory=dict)
 
     def __call__(self, chunk: pa.Table) -> Iterator[pa.Table]:
         for epoch, batch, rank in zip(
             *(chunk.column(name).to_pylist() for name in ("epoch", "batch", "rank")), strict=True
         ):
-            job = self.plan.worker_batch(epoch, batch, rank, self.world_size)
+            job = self.plan.worker_batch(epoch, batch, rank, self.world_size, self.scores)
             try:
                 yield self._block(job)
             except UserError as error:

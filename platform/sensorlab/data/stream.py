@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
@@ -22,10 +22,11 @@ from pydantic import Field
 from sensorlab.config import StrictModel
 from sensorlab.data.batch import Arrays, BatchMaker, RowReader, SampleTransform, corrupt_error
 from sensorlab.data.dataset import Split
-from sensorlab.data.order import DEFAULT_WINDOW_ROW_GROUPS, OrderPolicy, SequentialOrder, ShuffledOrder, SplitFacts
+from sensorlab.data.order import DEFAULT_WINDOW_ROW_GROUPS, OrderPolicy, Scores, SequentialOrder, SplitFacts
 from sensorlab.data.ordered import OrderedPrefetcher
 from sensorlab.data.payload import CorruptSample
-from sensorlab.data.plan import StreamPlan
+from sensorlab.data.plan import ScoresKey, StreamPlan
+from sensorlab.data.sampling import SamplingConfig, ShuffledSampling, order_policy
 from sensorlab.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ class StreamConfig(StrictModel):
     last_batch: Literal["drop", "pad"] = "drop"
     """Training: leave the last partial global batch out, or pad it from the start of the epoch's order."""
     max_corrupt_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Share of the split's samples that may be corrupt before the run stops; 0 stops at the first."""
+    """Share of the split's samples that may be corrupt before the run stops; 0 stops at the first. Each worker counts
+    those that it has met, and those of the others when they are exchanged (``note_corrupt``)."""
     tasks: int = Field(default=2, ge=1)
     """Ray Data tasks that read (and transform) at the same time, for all workers together. With transforms in tasks, a
     few more than the CPUs they may use hide the cost of handing blocks over."""
@@ -84,9 +86,16 @@ class SampleStream(Protocol):
         ...
 
     @property
+    def is_adaptive(self) -> bool:
+        """Whether the order of an epoch depends on the class scores that ``batches`` is given."""
+        ...
+
+    @property
     def corrupt_samples(self) -> list[CorruptSample]: ...
 
-    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[TensorBatch]: ...
+    def batches(self, epoch: int, start_batch: int = 0, scores: Scores | None = None) -> Iterator[TensorBatch]: ...
+
+    def note_corrupt(self, found: Iterable[CorruptSample]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -96,8 +105,9 @@ class StreamSpec:
     """Everything that defines the content of a stream; picklable. Driver and workers hold equal ones.
 
     Args:
-        training: shuffled and augmented, or (False) in storage order with every sample counted once.
-        policy: order of the epochs; default shuffled in training, sequential in evaluation.
+        training: sampled and augmented, or (False) in storage order with every sample counted once.
+        policy: order of the epochs in place of that of ``sampling``.
+        sampling, max_batches: of training; evaluation has neither.
     """
 
     split: Split
@@ -107,17 +117,33 @@ class StreamSpec:
     training: bool
     config: StreamConfig = field(default_factory=StreamConfig)
     policy: OrderPolicy | None = None
+    sampling: SamplingConfig = field(default_factory=ShuffledSampling)
+    max_batches: int | None = None
 
     @cached_property
     def plan(self) -> StreamPlan:
-        policy = self.policy
-        if policy is None:
-            policy = ShuffledOrder(self.config.window_row_groups) if self.training else SequentialOrder()
         facts = SplitFacts(self.split.dataset_digest, self.split.row_groups)
         if facts.num_samples == 0:
             raise UserError(f"split {self.split.name!r} of the dataset has no samples")
-        return StreamPlan(
-            facts, policy, self.seed, self.global_batch, self.config.last_batch if self.training else "fill"
+        remainder = self.config.last_batch if self.training else "fill"
+        max_batches = self.max_batches if self.training else None
+        return StreamPlan(facts, self._policy(), self.seed, self.global_batch, remainder, max_batches)
+
+    def _policy(self) -> OrderPolicy:
+        if self.policy is not None:
+            return self.policy
+        if not self.training:
+            return SequentialOrder()
+        if self.global_batch < 1:
+            raise UserError(f"the global batch must be at least 1, got {self.global_batch}")
+        config = self.config
+        return order_policy(
+            self.sampling,
+            self.split,
+            self.task,
+            config.window_row_groups,
+            self.global_batch,
+            pad=config.last_batch == "pad",
         )
 
     @cached_property
@@ -128,6 +154,8 @@ class StreamSpec:
 
 class PrefetchedStream(ABC):
     """Base of the streams: keeps one look-ahead pipeline that runs on across the end of an epoch.
+
+    An adaptive order is known when its epoch begins: the look-ahead ends with the epoch then.
 
     Args:
         rank, world_size: this worker.
@@ -145,6 +173,7 @@ class PrefetchedStream(ABC):
         self._pipeline: OrderedPrefetcher | None = None
         self._pipeline_end = 0  # epoch at which the pipeline ends
         self._next: tuple[int, int] | None = None  # cursor of the pipeline's next batch
+        self._scores: ScoresKey = ()  # those that the pipeline's order was made from
 
     @property
     def global_batch(self) -> int:
@@ -168,16 +197,24 @@ class PrefetchedStream(ABC):
         """That of the plan: dataset, row-group layout, order policy, seed, global batch and remainder."""
         return self.plan.fingerprint
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the order of an epoch depends on the class scores that :meth:`batches` is given."""
+        return self.plan.adaptive
+
     @abstractmethod
-    def _open(self, start: tuple[int, int], end_epoch: int) -> OrderedPrefetcher:
+    def _open(self, start: tuple[int, int], end_epoch: int, scores: Scores) -> OrderedPrefetcher:
         """Start the pipeline of this worker's batches from the cursor ``start`` up to ``end_epoch``."""
 
-    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[TensorBatch]:
+    def batches(self, epoch: int, start_batch: int = 0, scores: Scores | None = None) -> Iterator[TensorBatch]:
         """This worker's slice of the global batches ``start_batch``.. of ``epoch``.
 
         Keys: the task's arrays, ``index`` (b,) int64 row numbers in the split, ``is_filler`` (b,) bool. Leaving the
         iteration early is allowed; it can be taken up again at the next batch. Evaluation sees the same batches in
         every epoch.
+
+        Args:
+            scores: of the classes, for an adaptive order; fixed for the whole epoch and equal on all workers.
 
         Raises:
             UserError: a corrupt sample beyond what ``max_corrupt_fraction`` allows.
@@ -186,19 +223,19 @@ class PrefetchedStream(ABC):
             epoch = 0
         if start_batch == self.batches_per_epoch:
             return
-        cursor = (epoch, start_batch)
-        if self._next != cursor or epoch >= self._pipeline_end:
+        cursor, key = (epoch, start_batch), self.plan.scores_key(scores)
+        if self._next != cursor or epoch >= self._pipeline_end or self._scores != key:
             self.close()
-            ahead = self.spec.training and self._end_epoch is not None
+            ahead = self.spec.training and not self.is_adaptive and self._end_epoch is not None
             self._pipeline_end = max(epoch + 1, self._end_epoch or 0) if ahead else epoch + 1
-            self._pipeline = self._open(cursor, self._pipeline_end)
-            self._next = cursor
+            self._pipeline = self._open(cursor, self._pipeline_end, dict(key))
+            self._next, self._scores = cursor, key
         for batch in range(start_batch, self.batches_per_epoch):
             if self._next != (epoch, batch):
                 raise RuntimeError("a stream has one reader: another iteration has moved it")
             arrays, corrupt = self._take((epoch, batch))
             self._next = self.plan.normal_cursor((epoch, batch + 1))
-            self._count_corrupt(corrupt)
+            self.note_corrupt(corrupt)
             yield to_tensors(arrays)
         if self._next is not None and self._next[0] >= self._pipeline_end:
             self.close()  # nothing is ahead: no idle threads until the next evaluation, or after the last epoch
@@ -227,18 +264,26 @@ class PrefetchedStream(ABC):
     def _stall_message(self, cursor: tuple[int, int], waited: float) -> str:
         return f"no data for {waited:.0f} s, waiting for epoch {cursor[0]}, batch {cursor[1]}"
 
-    def _count_corrupt(self, corrupt: tuple[CorruptSample, ...]) -> None:
-        """Note each corrupt sample once; stop the run when there are too many."""
+    def note_corrupt(self, found: Iterable[CorruptSample]) -> None:
+        """Note each corrupt sample once; stop the run when there are too many.
+
+        A worker meets its own slices only. Given what all workers have found, each of them counts the same samples,
+        and all stop together.
+
+        Raises:
+            UserError: the noted samples are a larger share of the split than ``max_corrupt_fraction``.
+        """
         known = {sample.row for sample in self.corrupt_samples}
-        for sample in corrupt:
+        for sample in found:
             if sample.row not in known:
+                known.add(sample.row)
                 log.warning("skipped: %s", sample.message)
                 self.corrupt_samples.append(sample)
         fraction, total = self.spec.config.max_corrupt_fraction, self.spec.split.num_samples
         if len(self.corrupt_samples) > fraction * total:
             raise UserError(
                 f"{len(self.corrupt_samples)} of {total} samples are corrupt, more than data.max_corrupt_fraction "
-                f"{fraction:g} allows. The last: {corrupt_error(corrupt[-1])}"
+                f"{fraction:g} allows. The last: {corrupt_error(self.corrupt_samples[-1])}"
             )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,38 +12,69 @@ from PIL import Image
 
 from sensorlab.data.dataset import Split
 from sensorlab.data.random_streams import SampleRandom
-from sensorlab.data.sample import LIDAR_FIELDS, CameraFrame, PointSweep, Sample
+from sensorlab.data.sample import LIDAR_FIELDS, Boxes, CameraFrame, PointSweep, Sample
 from sensorlab.data.shards import write_shard
 
 IMAGE = (12, 16)  # height, width
 
 
-def toy_jpeg(row: int) -> bytes:
-    pixels = np.random.default_rng(row).integers(0, 255, (*IMAGE, 3), np.uint8)
+def toy_jpeg(row: int, portrait: bool = False) -> bytes:
+    height, width = IMAGE[::-1] if portrait else IMAGE
+    pixels = np.random.default_rng(row).integers(0, 255, (height, width, 3), np.uint8)
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "JPEG")
     return sink.getvalue()
 
 
-def toy_sample(row: int, broken: bool = False) -> Sample:
-    jpeg = toy_jpeg(row)
+def toy_sample(row: int, broken: bool = False, classes: Sequence[str] = (), portrait: bool = False) -> Sample:
+    jpeg = toy_jpeg(row, portrait)
     identity = np.eye(4)
-    camera = CameraFrame(
-        "CAM_FRONT", jpeg[: len(jpeg) // 2] if broken else jpeg, IMAGE[1], IMAGE[0], np.eye(3), identity, identity, row
-    )
+    height, width = IMAGE[::-1] if portrait else IMAGE
+    data = jpeg[: len(jpeg) // 2] if broken else jpeg
+    camera = CameraFrame("CAM_FRONT", data, width, height, np.eye(3), identity, identity, row)
     points = np.full((2 + row % 3, len(LIDAR_FIELDS)), row, np.float32)
     lidar = PointSweep("LIDAR_TOP", 0, 0.0, identity, points)
-    return Sample(f"token-{row}", "scene", "scene-token", row, identity, cameras=[camera], lidars=[lidar])
+    return Sample(
+        f"token-{row}", "scene", "scene-token", row, identity, cameras=[camera], lidars=[lidar], boxes=_boxes(classes)
+    )
+
+
+def _boxes(classes: Sequence[str]) -> Boxes:
+    number = len(classes)
+    return Boxes(
+        token=["box"] * number,
+        instance=["instance"] * number,
+        category=list(classes),
+        attributes=[[] for _ in classes],
+        visibility=np.zeros(number, np.int8),
+        center=np.zeros((number, 3)),
+        size=np.ones((number, 3)),
+        rotation=np.tile([1.0, 0, 0, 0], (number, 1)),
+        velocity=np.zeros((number, 3)),
+        num_lidar_points=np.zeros(number, np.int32),
+        num_radar_points=np.zeros(number, np.int32),
+    )
 
 
 def toy_split(
-    root: Path, shard_rows: tuple[int, ...] = (13, 10), group: int = 4, broken: tuple[int, ...] = ()
+    root: Path,
+    shard_rows: tuple[int, ...] = (13, 10),
+    group: int = 4,
+    broken: Container[int] = (),
+    classes: Mapping[int, Sequence[str]] | None = None,
+    portrait: Container[int] = (),
 ) -> Split:
-    """Shards on disk with samples token-0, token-1, ... in row order; ``broken`` rows hold half a JPEG."""
+    """Shards on disk with samples token-0, token-1, ... in row order.
+
+    Rows in ``broken`` hold half a JPEG, those in ``portrait`` an upright one; each row has a box of each of its
+    ``classes``.
+    """
+    classes = classes or {}
     shards, groups, first = [], [], 0
     for index, count in enumerate(shard_rows):
         rows = range(first, first + count)
-        info = write_shard(root, f"train/shard-{index:05d}.parquet", (toy_sample(r, r in broken) for r in rows), group)
+        samples = (toy_sample(row, row in broken, classes.get(row, ()), row in portrait) for row in rows)
+        info = write_shard(root, f"train/shard-{index:05d}.parquet", samples, group)
         shards.append(str(root / info.file))
         groups += [(index, number, size) for number, size in enumerate(info.rows)]
         first += count
@@ -52,6 +85,9 @@ class ToyTask:
     """Decodes the image, draws augmentation, and outputs uint8, float32, int64 and bool arrays."""
 
     columns = ("cameras", "lidars")
+
+    def sample_classes(self, sample: Sample) -> Mapping[str, int]:
+        return Counter(sample.boxes.category)
 
     def transform(self, sample: Sample, random: SampleRandom, training: bool) -> dict[str, np.ndarray]:
         image = np.asarray(Image.open(io.BytesIO(sample.cameras[0].jpeg)))  # OSError when truncated

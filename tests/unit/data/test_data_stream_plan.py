@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sensorlab.data.order import OrderPolicy, SequentialOrder, ShuffledOrder, SplitFacts
+from sensorlab.data.order import OrderPolicy, Scores, SequentialOrder, ShuffledOrder, SplitFacts
 from sensorlab.data.plan import Remainder, StreamPlan
 from sensorlab.errors import UserError
 
@@ -116,7 +116,7 @@ def test_at_most_neighbouring_epochs_are_remembered() -> None:
     plan = make_plan(64, 4)
     for epoch in range(50):
         plan.epoch_order(epoch)
-    assert set(plan._orders) == {48, 49}
+    assert [epoch for epoch, _ in plan._orders] == [48, 49]
 
 
 def test_fingerprint_tells_plans_apart() -> None:
@@ -128,23 +128,80 @@ def test_fingerprint_tells_plans_apart() -> None:
         make_plan(64, 4, "pad"),
         make_plan(64, 4, policy=ShuffledOrder(3)),
         replace(plan, seed=8),
+        replace(plan, max_batches=3),
         replace(plan, facts=SplitFacts("other", plan.facts.row_groups)),
         replace(
             plan, facts=SplitFacts(plan.facts.digest, np.array([[0, 0, 40], [0, 1, 24]]))
         ),  # rows grouped otherwise
     ]
-    assert len({plan.fingerprint, *(other.fingerprint for other in others)}) == 8
+    assert len({plan.fingerprint, *(other.fingerprint for other in others)}) == 9
 
 
 def test_a_policy_may_repeat_and_leave_out_rows_but_not_change_its_length() -> None:
     class Twice:
+        adaptive = False
+
         def length(self, facts: SplitFacts) -> int:
             return 4
 
-        def order(self, facts: SplitFacts, seed: int, epoch: int) -> np.ndarray:
+        def order(self, facts: SplitFacts, seed: int, epoch: int, scores: Scores | None = None) -> np.ndarray:
             return np.array([1, 1, 2, 2] if epoch == 0 else [3], np.int64)
 
     plan = make_plan(8, 2, policy=Twice())
     assert global_rows(plan, 0, 1, 2) == ([2, 2], [False, False])
     with pytest.raises(RuntimeError, match="gave 1 rows in epoch 1, not 4"):
         plan.worker_batch(1, 0)
+
+
+@given(samples=st.integers(8, 70), cap=st.integers(1, 20), remainder=st.sampled_from(["drop", "pad"]))
+def test_a_cap_keeps_the_first_global_batches(samples: int, cap: int, remainder: Remainder) -> None:
+    plan = make_plan(samples, 4, remainder)
+    capped = replace(plan, max_batches=cap)
+    assert capped.batches_per_epoch == min(cap, plan.batches_per_epoch)
+    assert capped.samples_per_epoch == 4 * capped.batches_per_epoch
+    for epoch in range(2):
+        for batch in range(capped.batches_per_epoch):
+            assert global_rows(capped, epoch, batch, 2) == global_rows(plan, epoch, batch, 1)
+    with pytest.raises(IndexError):
+        capped.worker_batch(0, capped.batches_per_epoch)
+    assert list(capped.cursors((0, 0), 2)) == [(e, b) for e in range(2) for b in range(capped.batches_per_epoch)]
+
+
+def test_a_cap_below_one_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.max_batches must be at least 1, got 0"):
+        replace(make_plan(8, 4), max_batches=0)
+
+
+def test_the_samples_of_a_capped_evaluation_are_those_that_count() -> None:
+    plan = replace(make_plan(10, 4, "fill", SequentialOrder()), max_batches=2)
+    assert (plan.samples_per_epoch, plan.dropped_per_epoch) == (8, 2)
+    assert replace(plan, max_batches=None).samples_per_epoch == 10
+
+
+class RolledByScore:
+    """Storage order, rolled by the score of class "car"."""
+
+    adaptive = True
+
+    def length(self, facts: SplitFacts) -> int:
+        return facts.num_samples
+
+    def order(self, facts: SplitFacts, seed: int, epoch: int, scores: Scores | None = None) -> np.ndarray:
+        return np.roll(np.arange(facts.num_samples), int(10 * (scores or {}).get("car", 0)))
+
+
+def test_an_adaptive_order_follows_the_scores() -> None:
+    plan = make_plan(8, 4, policy=RolledByScore())
+    assert plan.adaptive
+    assert plan.worker_batch(0, 0).rows.tolist() == [0, 1, 2, 3]
+    assert plan.worker_batch(0, 0, scores={"car": 0.1}).rows.tolist() == [7, 0, 1, 2]
+    assert plan.worker_batch(0, 0, scores={"car": 0.2}).rows.tolist() == [6, 7, 0, 1]
+    assert plan.worker_batch(0, 0, scores={}).rows.tolist() == [0, 1, 2, 3]
+    assert [key for key, _ in plan._orders] == [0, 0]  # one epoch, the last two scores
+    assert plan.scores_key({"b": 0.5, "a": 1.0}) == plan.scores_key({"a": 1.0, "b": 0.5})
+
+
+def test_other_orders_ignore_scores() -> None:
+    plan = make_plan(8, 4)
+    assert not plan.adaptive
+    assert plan.epoch_order(0, {"car": 0.5}) is plan.epoch_order(0)

@@ -1,0 +1,155 @@
+"""Streams whose order is sampled: classes, scores, aspect groups, the cap on an epoch, resuming."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stream_toys import ToyTask, toy_split
+
+from sensorlab.data.dataset import Split
+from sensorlab.data.local_stream import LocalStream
+from sensorlab.data.order import SequentialOrder
+from sensorlab.data.payload import CorruptSample
+from sensorlab.data.sampling import ClassBalancedSampling, ImageWeightsSampling, RepeatFactorSampling, SamplingConfig
+from sensorlab.data.stream import StreamConfig, StreamSpec
+from sensorlab.errors import UserError
+
+CLASSES = {row: ["car"] * (1 + row % 3) + ["bus"] * (row % 4 == 0) for row in range(23)}
+SCORES = [{}, {"car": 0.9, "bus": 0.1}, {"car": 0.2, "bus": 0.6}]
+
+
+class ImageTask(ToyTask):
+    """Only the images' shapes: upright ones do not stack with the others."""
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        return super().collate([{**item, "points": item["points"][:1]} for item in items])
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    return toy_split(tmp_path_factory.mktemp("toys"), classes=CLASSES, portrait=range(0, 23, 3))
+
+
+def make_spec(split: Split, sampling: SamplingConfig, global_batch: int = 6, **options: Any) -> StreamSpec:
+    config = StreamConfig(**options.pop("config", {}))
+    return StreamSpec(split, ImageTask(), global_batch, 3, True, config, sampling=sampling, **options)
+
+
+WEIGHTS = ImageWeightsSampling(aspect_groups=True)
+
+
+def rows_of(batches: Iterator[Mapping[str, torch.Tensor]]) -> list[list[int]]:
+    return [batch["index"].tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("sampling", [WEIGHTS, ClassBalancedSampling(aspect_groups=True)])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_batches_of_one_shape_and_the_same_for_any_number_of_workers(
+    split: Split, sampling: SamplingConfig, world: int
+) -> None:
+    """Stacking images of two shapes would fail."""
+    spec = make_spec(split, sampling)
+    whole = LocalStream(spec)
+    parts = [LocalStream(spec, rank, world) for rank in range(world)]
+    shapes = set()
+    for epoch, scores in enumerate(SCORES):
+        slices = [rows_of(part.batches(epoch, scores=scores)) for part in parts]
+        for batch, *pieces in zip(whole.batches(epoch, scores=scores), *slices, strict=True):
+            assert [row for piece in pieces for row in piece] == batch["index"].tolist()
+            shapes.add(tuple(batch["image"].shape[1:3]))
+    assert shapes == {(12, 16), (16, 12)}
+
+
+def test_an_adaptive_stream_resumes_mid_epoch_with_the_scores_of_its_epoch(split: Split) -> None:
+    spec = make_spec(split, WEIGHTS, 3)
+    straight = LocalStream(spec, end_epoch=3)
+    assert straight.is_adaptive
+    whole = [list(straight.batches(epoch, scores=scores)) for epoch, scores in enumerate(SCORES)]
+    for epoch, scores in enumerate(SCORES):
+        for start in range(straight.batches_per_epoch + 1):
+            resumed = LocalStream(spec, end_epoch=3)
+            tail = list(resumed.batches(epoch, start, scores))
+            resumed.close()
+            assert len(tail) == len(whole[epoch]) - start
+            for left, right in zip(tail, whole[epoch][start:], strict=True):
+                assert left.keys() == right.keys()
+                assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_scores_change_an_adaptive_order_and_no_other(split: Split) -> None:
+    adaptive, fixed = make_spec(split, WEIGHTS, 3), make_spec(split, ClassBalancedSampling(aspect_groups=True), 3)
+    for spec, differs in [(adaptive, True), (fixed, False)]:
+        stream = LocalStream(spec, end_epoch=9)
+        assert stream.is_adaptive == differs
+        orders = [rows_of(stream.batches(1, scores=scores)) for scores in SCORES]
+        assert (orders[0] != orders[1] != orders[2]) == differs
+        stream.close()
+
+
+def test_other_scores_in_the_middle_of_an_epoch_are_not_mixed(split: Split) -> None:
+    spec = make_spec(split, WEIGHTS, 3)
+    stream = LocalStream(spec)
+    next(stream.batches(1, scores=SCORES[1]))
+    rest = rows_of(stream.batches(1, 1, SCORES[2]))
+    expected = [spec.plan.worker_batch(1, batch, scores=SCORES[2]).rows.tolist() for batch in range(1, len(rest) + 1)]
+    assert rest == expected
+    stream.close()
+
+
+def test_an_adaptive_order_is_not_read_ahead_of_its_epoch(split: Split) -> None:
+    """Scores of the next epoch are not known; neither is any thread left waiting for them."""
+    stream = LocalStream(make_spec(split, WEIGHTS, 3, config={"prefetch_batches": 9}), end_epoch=3)
+    epoch = stream.batches(0, scores={})
+    next(epoch)
+    time.sleep(0.2)
+    assert {key for key, _ in stream.plan._orders} == {0}
+    list(epoch)
+    assert not [thread for thread in threading.enumerate() if "local-stream" in thread.name]
+
+
+def test_a_cap_ends_every_epoch_and_evaluation_has_none(split: Split) -> None:
+    sampling = RepeatFactorSampling(threshold=0.5, aspect_groups=True)
+    stream = LocalStream(make_spec(split, sampling, 3, max_batches=2), end_epoch=2)
+    full = LocalStream(make_spec(split, sampling, 3))
+    assert (stream.batches_per_epoch, stream.samples_per_epoch) == (2, 6)
+    for epoch in range(2):
+        expected = [full.plan.worker_batch(epoch, batch).rows.tolist() for batch in range(2)]
+        assert rows_of(stream.batches(epoch)) == expected
+    evaluation = StreamSpec(split, ImageTask(), 1, 3, False, max_batches=2, sampling=WEIGHTS)
+    assert rows_of(LocalStream(evaluation).batches(0)) == [[row] for row in range(23)]
+
+
+def test_a_split_without_boxes_says_which_policy_needs_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.sampling\.name=image_weights draws samples by the classes"):
+        LocalStream(make_spec(toy_split(tmp_path), ImageWeightsSampling()))
+
+
+def test_workers_that_exchange_their_corrupt_samples_count_the_share_of_all(tmp_path: Path) -> None:
+    """Two of 23 are allowed. Either worker meets fewer, and only together they know of the third."""
+    broken = (2, 9, 14)  # in storage order even rows go to worker 0, odd ones to worker 1
+    config = StreamConfig(max_corrupt_fraction=0.1)
+    spec = StreamSpec(toy_split(tmp_path, broken=broken), ToyTask(), 2, 3, True, config, policy=SequentialOrder())
+    streams = [LocalStream(spec, rank, 2) for rank in range(2)]
+    for stream in streams:
+        list(stream.batches(0))
+    found = [sample for stream in streams for sample in stream.corrupt_samples]
+    assert {sample.row for sample in found} == set(broken)
+    assert max(len(stream.corrupt_samples) for stream in streams) < 3
+    for stream in streams:
+        with pytest.raises(UserError, match="3 of 23 samples are corrupt"):
+            stream.note_corrupt(sorted(found, key=lambda sample: sample.row))
+        assert sorted(sample.row for sample in stream.corrupt_samples) == [2, 9, 14]
+
+
+def test_noting_a_corrupt_sample_twice_counts_it_once(split: Split) -> None:
+    stream = LocalStream(make_spec(split, WEIGHTS, config={"max_corrupt_fraction": 0.05}))
+    sample = CorruptSample(4, "shard, row group 1, row 0 in it", "sample 'token-4' cannot be used")
+    stream.note_corrupt([sample, sample])
+    stream.note_corrupt([sample])
+    assert stream.corrupt_samples == [sample]
