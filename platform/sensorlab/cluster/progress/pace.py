@@ -63,7 +63,7 @@ class Pace:
 
 
 class Interruption:
-    """A phase that interrupts training every so many steps: its share of the time of a step.
+    """A phase that interrupts training every so many steps, and the time that it will take until the end.
 
     Args:
         since: step at which the phase was last passed before the first time that is counted here. A resumed run knows
@@ -75,10 +75,17 @@ class Interruption:
         self._seconds = 0.0
 
     def add(self, step: int, seconds: float) -> None:
+        """It took ``seconds`` at ``step``."""
         self._until = step
         self._seconds += seconds
 
-    def per_step(self, step: int = 0, running_s: float = 0.0) -> float:
-        """Seconds per training step; ``running_s``: expected length of one that goes on at ``step``."""
-        steps = max(self._until, step) - self._since
-        return (self._seconds + running_s) / steps if steps > 0 else 0.0
+    def expecting(self, step: int, seconds: float) -> Interruption:
+        """As this one will be when the one that goes on at ``step`` has taken ``seconds``."""
+        other = Interruption(self._since)
+        other.add(step, self._seconds + seconds)
+        return other
+
+    def left_s(self, total_steps: int) -> float:
+        """Seconds from the last one to ``total_steps``: that of the steps since then is still to come."""
+        steps = self._until - self._since
+        return self._seconds / steps * (total_steps - self._until) if steps > 0 else 0.0

@@ -47,18 +47,19 @@ class SweepLine:
         running = [record for record in records if record.state == "running"]
         seen = self._poll(running)
         waiting = max(self._total - len(records), 0) + ledger.count("interrupted")
-        counts = [f"{len(running)} running", f"{ledger.count('done')} done", f"{ledger.count('stopped')} stopped"]
+        parts = [Part(f"{sum(record.ended for record in records)}/{self._total} trials")]
         if ledger.count("failed"):
-            counts.append(f"{ledger.count('failed')} FAILED")
-        parts = [Part(f"trials {', '.join(counts)}, {waiting} waiting")]
+            parts.append(Part(f"{ledger.count('failed')} FAILED"))
+        counts = f"{len(running)} running, {ledger.count('done')} done, {ledger.count('stopped')} stopped"
+        parts.append(Part(f"{counts}, {waiting} waiting", 3))
         if seen:
             where = ", ".join(f"#{r.number} {seen[r.trial_id].epoch:.1f}" for r in running if r.trial_id in seen)
             parts.append(Part(f"epochs {where} of {max(progress.total_epochs for progress in seen.values())}", 4))
             parts += rates([p.phase for trial_id, p in seen.items() if self._readers[trial_id].is_fresh])
         best = ledger.best()
         if best is not None:
-            parts.append(Part(f"best {self._objective} {number(best.objective)} (#{best.number})", 3))
-        parts.append(Part(eta(self._time_left(records, seen, waiting)), 1))
+            parts.append(Part(f"best {self._objective} {number(best.objective)} (#{best.number})", 1))
+        parts.append(Part(eta(self._time_left(records, seen, waiting))))
         return Line(clock, tuple(parts), self._fraction(records, seen))
 
     def _poll(self, running: Sequence[TrialRecord]) -> dict[str, Progress]:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TextIO, cast
 
 from sensorlab.cluster.progress.line import Frame, encodable
@@ -44,7 +44,7 @@ class BarScreen:
         lines = [line.fitted(width, self._unicode) for line in frame.finished]
         live = "" if frame.live is None else frame.live.fitted(width, self._unicode)
         if is_last and frame.live is not None:
-            lines, live = [*lines, frame.live.text()[:width]], ""
+            lines, live = [*lines, replace(frame.live, fraction=None).fitted(width)], ""
         with self._lock:
             self._wanted = encodable(live, self._stream)
             self._draw([encodable(line, self._stream) for line in lines])

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from sensorlab.cluster.files import PROGRESS
 from sensorlab.cluster.progress.pace import Interruption, Pace
@@ -18,6 +17,8 @@ from sensorlab.cluster.progress.state import CHECKPOINT, DONE, START, TRAIN, VAL
 from sensorlab.engine.callbacks.base import Callback
 
 if TYPE_CHECKING:
+    import torch
+
     from sensorlab.engine.meters import StepRecord
     from sensorlab.engine.training import Training
 
@@ -69,6 +70,7 @@ class ProgressWriter(Callback):
         if self._phase.name != TRAIN:  # goes on after an evaluation or a checkpoint inside of an epoch
             self._stepped = now - record.data_wait_s - record.step_s
             self._begin(training, TRAIN, training.batches_per_epoch, began=self._stepped)
+            self._steps_before = record.step - 1
         self._pace.add(record.num_samples, record.data_wait_s, record.step_s, now - self._stepped)
         self._stepped = now
         self._record = record
@@ -107,7 +109,7 @@ class ProgressWriter(Callback):
         if name == TRAIN:
             epoch = training.cursor.epoch + 1  # evaluation and checkpoint of its end come with the cursor moved on
             self._stepped = began
-            if epoch != self._phase.epoch or self._phase.name == START:
+            if epoch != self._phase.epoch:
                 self._losses.start(step)
         elif name == VAL and self._evaluations is None:
             self._evaluations = Interruption(max(training.evaluated.steps, 0))
@@ -119,8 +121,9 @@ class ProgressWriter(Callback):
 
     def _end_phase(self, training: Training, now: float) -> None:
         """Keep the phase that ends, if it has done anything, and its share of the time."""
-        phase, step, seconds = self._phase, training.cursor.step, now - self._began
-        if phase.name == TRAIN and step > self._steps_before:
+        phase, step, seconds = self._phase, self._steps_before, now - self._began
+        if phase.name == TRAIN and training.cursor.step > step:
+            self._pace.settle()
             self._finished.append(self._current(training, now))
         elif phase.name == VAL and self._evaluations is not None:
             self._finished.append(self._current(training, now))
@@ -178,25 +181,22 @@ class ProgressWriter(Callback):
         )
 
     def _eta(self, training: Training, now: float) -> float | None:
-        """Seconds to the end: the steps that are left, with their share of evaluations and checkpoints."""
-        phase, step = self._phase, training.cursor.step
+        """Seconds to the end: the steps that are left, the evaluations and checkpoints between them and after them."""
+        phase, step, total = self._phase, training.cursor.step, training.total_steps
         if phase.name == DONE:
             return 0.0
-        evaluation_s = rest_s = 0.0
-        if phase.name == VAL and phase.done > 0:
-            evaluation_s = (now - self._began) / phase.done * phase.total
-            rest_s = max(evaluation_s - (now - self._began), 0.0)
-        left = training.total_steps - step
-        if left <= 0:
-            return rest_s
-        if self._pace.wall_s is None:
-            return None
-        per_step = self._pace.wall_s
-        if self._evaluations is not None:
-            per_step += self._evaluations.per_step(step if evaluation_s else 0, evaluation_s)
-        if self._checkpoints is not None:
-            per_step += self._checkpoints.per_step()
-        return left * per_step + rest_s
+        seconds = 0.0
+        evaluations = self._evaluations
+        if phase.name == VAL and phase.done > 0 and evaluations is not None:
+            passed = now - self._began
+            whole = passed / phase.done * phase.total
+            seconds += max(whole - passed, 0.0)
+            evaluations = evaluations.expecting(step, whole)
+        if step < total:
+            if self._pace.wall_s is None:
+                return None
+            seconds += (total - step) * self._pace.wall_s
+        return seconds + sum(each.left_s(total) for each in (evaluations, self._checkpoints) if each is not None)
 
 
 class _RunningMean:
@@ -234,14 +234,16 @@ def _total_first(losses: Mapping[str, float]) -> dict[str, float]:
 
 
 def _val_values(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The first metrics, which the engine orders by importance, with the loss among them."""
-    found = {name: value for name, value in metrics.items() if name.startswith("val/") and name != "val/num_samples"}
-    chosen = list(found)[: _VAL_VALUES - 1] + (["val/loss"] if "val/loss" in found else [])
-    return {name: found[name] for name in dict.fromkeys(chosen)}
+    """The objective, the loss, and the next of the metrics, which the engine orders by importance."""
+    names = [name for name in metrics if name.startswith("val/") and name != "val/num_samples"]
+    chosen = dict.fromkeys([*names[:1], *(name for name in names if name == "val/loss"), *names])
+    return {name: metrics[name] for name in list(chosen)[:_VAL_VALUES]}
 
 
 def _memory(device: torch.device) -> tuple[float, str]:
     """GiB, and of what. Asking the allocator for its peak does not wait for the GPU."""
     if device.type == "cuda":
+        import torch  # the driver imports this module, too, and need not wait for it
+
         return torch.cuda.max_memory_allocated(device) / 2**30, "GPU"
     return psutil.Process().memory_info().rss / 2**30, "process"
