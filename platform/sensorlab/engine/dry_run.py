@@ -1,4 +1,4 @@
-"""One batch of each kind before the first step: what does not fit is found in seconds instead of at the first epoch's end.
+"""One batch of each kind before the first step: what does not fit is found in seconds, not at the first epoch's end.
 
 A dry run leaves no trace: the weights have not moved, the running statistics are put back, the batch is trained on
 afterwards, and a step seeds all that it draws from anyway.
@@ -77,6 +77,6 @@ def _try_validation(training: Training, stream: SampleStream) -> None:
 def _too_big(what: str, key: str, error: Exception) -> str:
     reason = str(error).partition("\n")[0]
     return (
-        f"a {what} batch does not fit into the GPU's memory ({reason}): lower {key} (train.accumulate keeps the samples "
-        "per step), train.precision=bf16, or use a larger GPU"
+        f"a {what} batch does not fit into the GPU's memory ({reason}): lower {key} (train.accumulate keeps the "
+        "samples per step), set train.precision=bf16, or use a larger GPU"
     )

@@ -14,7 +14,6 @@ from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.dry_run import dry_run
 from sensorlab.engine.duration import Every, Progress
 from sensorlab.engine.evaluate import evaluate, evaluated_batches
-from sensorlab.engine.meters import system_metrics
 from sensorlab.engine.step import train_step
 from sensorlab.engine.training import Training
 from sensorlab.engine.workers import WorkerGroup
@@ -81,7 +80,7 @@ def fit(
             _train_epoch(training, train_stream, val_stream)
             _finish_epoch(training, train_stream, val_stream)
     except BaseException as error:
-        _tell_error(training, error)
+        tell_error(training, error)
         raise
     if training.workers.is_main:
         training.store.retain()  # the attempt that wrote the last checkpoint may have died before it could
@@ -98,7 +97,7 @@ def fit(
     )
 
 
-def _tell_error(training: Training, error: BaseException) -> None:
+def tell_error(training: Training, error: BaseException) -> None:
     """A callback that fails over an error must neither hide it nor keep it from the others."""
     for callback in training.callbacks:
         try:
@@ -229,10 +228,11 @@ def publish(training: Training, metrics: Mapping[str, float]) -> None:
 
 def _publish_interval(training: Training) -> None:
     """Losses, rates and use of the machine since the last report, with the epoch as a fraction."""
+    training.finite.settle()
     metrics = training.meter.reduce(training.workers, training.timer)
     if metrics:
         epoch = training.cursor.epoch + training.cursor.batch / training.batches_per_epoch
-        publish(training, {**metrics, "train/epoch": epoch, **system_metrics(training.workers.device)})
+        publish(training, {**metrics, "train/epoch": epoch, **training.system.metrics()})
 
 
 def _evaluate(training: Training, stream: SampleStream | None) -> bool:
@@ -242,6 +242,7 @@ def _evaluate(training: Training, stream: SampleStream | None) -> bool:
         return False
     _begin_phase(training, "val", evaluated_batches(training, stream))
     num_panels = config.panels if config.panels_every is None or config.panels_every.passed(before, now) else 0
+    training.finite.settle()
     with training.clock.span("evaluation"):
         metrics, panels = evaluate(training, stream, num_panels)
     training.evaluated = now
@@ -257,6 +258,7 @@ def _checkpoint(training: Training) -> None:
     _begin_phase(training, "checkpoint", 1)
     keep_every, now = training.config.checkpoint.keep_every, training.progress
     permanent = keep_every is not None and keep_every.passed(training.saved, now)
+    training.finite.settle()
     with training.clock.span("checkpoint"):
         state = training.state_dict()
         if training.workers.is_main:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,22 +21,23 @@ from sensorlab.engine.workers import WorkerGroup
 SPANS = ("step", "data_wait", "evaluation", "checkpoint", "callback", "restart", "lost")
 
 
-def system_metrics(device: torch.device) -> dict[str, float]:
-    """What this process uses now: memory in GiB, and CPU in cores since the last call."""
-    process = _this_process()
-    metrics = {
-        "system/memory_gib": process.memory_info().rss / 2**30,
-        "system/cpu_cores": process.cpu_percent() / 100.0,
-    }
-    if device.type == "cuda":
-        metrics["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-    return metrics
+class SystemMeter:
+    """What this process uses: memory in GiB, and CPU in cores since the last look."""
 
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._process = psutil.Process()
+        self._last = (time.perf_counter(), time.process_time())
 
-@functools.cache
-def _this_process() -> psutil.Process:
-    """One object per process: ``cpu_percent`` measures between two calls on the same one."""
-    return psutil.Process()
+    def metrics(self) -> dict[str, float]:
+        (wall, cpu), self._last = self._last, (time.perf_counter(), time.process_time())
+        metrics = {
+            "system/memory_gib": self._process.memory_info().rss / 2**30,
+            "system/cpu_cores": (self._last[1] - cpu) / max(self._last[0] - wall, 1e-9),
+        }
+        if self._device.type == "cuda":
+            metrics["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
+        return metrics
 
 
 @dataclass(slots=True)
@@ -53,6 +53,13 @@ class StepRecord:
     lr: float
     data_wait_s: float  # this worker
     step_s: float  # the rest of the step
+
+
+def read_scalars(tensors: Sequence[Tensor]) -> list[float]:
+    """The numbers in 0-d tensors of one device, with a single transfer from a GPU."""
+    if tensors[0].device.type == "cpu":
+        return [tensor.item() for tensor in tensors]  # stacking them takes several times as long
+    return torch.stack([tensor.detach() for tensor in tensors]).double().tolist()
 
 
 class WallClock:
@@ -120,7 +127,7 @@ class IntervalMeter:
             self._step_s += record.step_s
             self._lr = record.lr
         if entries:
-            values = torch.stack([value.detach() for _, value in entries]).double().tolist()
+            values = read_scalars([value for _, value in entries])
             for (name, _), value in zip(entries, values, strict=True):
                 self._sums[name] = self._sums.get(name, 0.0) + value
         self._pending.clear()

@@ -26,8 +26,8 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
     """Fetch, forward and backward ``num_passes`` global batches, then update the weights once.
 
     Raises:
-        FloatingPointError: a loss or gradient is not finite and ``train.nonfinite`` is ``stop`` (or the budget of
-            skipped steps is used up). The weights are those before the step.
+        FloatingPointError: a gradient is not finite and ``train.nonfinite`` is ``stop`` (or the budget of skipped
+            steps is used up); see :class:`~sensorlab.engine.finite.FiniteCheck`.
     """
     config, cursor, device, timer = training.config, training.cursor, training.workers.device, training.timer
     started = time.perf_counter()
@@ -36,7 +36,7 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
     step_rates = rates(config.schedule, config.warmup, training.schedule_point(num_passes), config.optim.momentum)
     set_rates(training.optimizer, config.optim.lr, step_rates)
     pass_weight = 1.0 if config.train.accumulate.reduction == "sum" else 1.0 / num_passes
-    buffers = [buffer.clone() for buffer in training.model.buffers()] if config.train.nonfinite == "skip" else []
+    training.finite.begin_step()
     losses: dict[str, Tensor] = {}
     extras: dict[str, Tensor] = {}
 
@@ -60,14 +60,15 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
         cursor.batch += 1
 
     training.scaler.unscale_(training.optimizer)
-    parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
-    norm = gradient_norm(parameters)
-    if _finite_or_skip(training, norm, losses, buffers):
+    norm = gradient_norm(training.parameters)
+    if training.finite.allows_update(norm, losses, cursor):
         if config.train.clip is not None:
-            clip_gradients(parameters, config.train.clip, norm)
+            clip_gradients(training.parameters, config.train.clip, norm)
         training.scaler.step(training.optimizer)
         if training.ema is not None:
             training.ema.update(training.model)
+    elif training.scaler.is_enabled():
+        training.scaler.step(training.optimizer)  # sees the overflow and does nothing, as ``update`` expects
     training.scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
     timer.mark("optimizer")
@@ -94,6 +95,8 @@ def autocast(training: Training) -> AbstractContextManager:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Copy without waiting; a no-op for tensors that are there."""
+    if device.type == "cpu":
+        return batch
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
@@ -118,29 +121,3 @@ def _accumulate(sums: dict[str, Tensor], values: dict[str, Tensor], weight: floa
     for name, value in values.items():
         value = value.detach() if weight == 1.0 else value.detach() * weight
         sums[name] = sums[name] + value if name in sums else value
-
-
-def _finite_or_skip(training: Training, norm: Tensor, losses: dict[str, Tensor], buffers: list[Tensor]) -> bool:
-    """Whether to update. The norm is of the exchanged gradients, so all workers decide alike.
-
-    A skipped step leaves no trace: ``buffers`` (running statistics) are put back too. With fp16 an overflow is a normal
-    event: the scaler lowers its scale, and the step is skipped without counting against the budget.
-    """
-    if bool(torch.isfinite(norm)):
-        return True
-    for buffer, before in zip(training.model.buffers(), buffers, strict=False):
-        buffer.copy_(before)
-    if training.scaler.is_enabled():
-        training.scaler.step(training.optimizer)  # sees the overflow and does nothing, as ``update`` expects
-        return False
-    config = training.config.train
-    training.skipped_steps += 1
-    values = ", ".join(f"{name}={float(value):.4g}" for name, value in losses.items())
-    where = f"epoch {training.cursor.epoch}, step {training.cursor.step}: gradient norm {float(norm)}, {values}"
-    if config.nonfinite == "stop":
-        raise FloatingPointError(f"not finite at {where}; the weights were not updated")
-    if training.skipped_steps > config.nonfinite_budget:
-        raise FloatingPointError(
-            f"more than train.nonfinite_budget={config.nonfinite_budget} steps were not finite; last at {where}"
-        )
-    return False

@@ -22,7 +22,8 @@ from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.checkpoint import CheckpointInfo, CheckpointStore, load
 from sensorlab.engine.duration import Progress
 from sensorlab.engine.ema import ExponentialAverage
-from sensorlab.engine.meters import IntervalMeter, WallClock
+from sensorlab.engine.finite import FiniteCheck
+from sensorlab.engine.meters import IntervalMeter, SystemMeter, WallClock
 from sensorlab.engine.optim import build_optimizer
 from sensorlab.engine.schedules import SchedulePoint
 from sensorlab.engine.timers import StepTimer
@@ -86,11 +87,11 @@ class Training:
         self.cursor = Cursor()
         self.meter = IntervalMeter()
         self.timer = StepTimer(workers.device)
+        self.system = SystemMeter(workers.device)
         self.clock = WallClock()
         self.evaluated = Progress(-1, -1, -1)  # at the last evaluation
         self.saved = Progress(0, 0, 0)  # at the last checkpoint
         self.best_objective: float | None = None
-        self.skipped_steps = 0  # updates skipped because a gradient was not finite
         self.stop_reason: str | None = None  # why training ends before its budget
         self.class_scores: dict[str, float] = {}  # of the last evaluation
         self.order_scores: dict[str, float] = {}  # those that the order of the current epoch was made from
@@ -112,7 +113,9 @@ class Training:
         self.step_callbacks = [each for each in self.callbacks if type(each).on_step_end is not Callback.on_step_end]
         self.batch_callbacks = [each for each in self.callbacks if type(each).on_batch is not Callback.on_batch]
         self.optimizer = build_optimizer(self.model, config.optim, samples_per_step)
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.scaler = torch.amp.GradScaler(workers.device.type, enabled=config.train.precision == "fp16")
+        self.finite = FiniteCheck(config.train, self.model, self.optimizer)
         self.ema = ExponentialAverage(self.model, config.train.ema) if config.train.ema else None
         self.network: nn.Module = TaskModule(task, self.model)
         if workers.world_size > 1:
@@ -233,7 +236,7 @@ class Training:
             },
             "meters": self.workers.gather(self.meter.state_dict()),
             "clock": self.clock.state_dict(),
-            "skipped_steps": self.skipped_steps,
+            "skipped_steps": self.finite.skipped,
             "evaluated": tuple(self.evaluated),
             "stop_reason": self.stop_reason,
             "class_scores": dict(self.class_scores),
@@ -284,7 +287,7 @@ class Training:
         extended = as_dict(self.config)["train"]["extend"] != state["config"]["train"]["extend"]
         self.stop_reason = None if extended else state["stop_reason"]
         self.clock.load_state_dict(state["clock"], is_over=self.finished)
-        self.skipped_steps = state["skipped_steps"]
+        self.finite.skipped = state["skipped_steps"]
         self.evaluated = Progress(*state["evaluated"])
         self.class_scores, self.order_scores = state["class_scores"], state["order_scores"]
         self.best_objective = state["best_objective"]
