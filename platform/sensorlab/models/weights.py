@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from sensorlab.errors import UserError
 
@@ -27,27 +28,50 @@ NESTS = ("model_state_dict", "state_dict", "model")
 PARALLEL_PREFIX = "module."
 
 
+# What to do with a tensor that has another shape in the file than in the model.
+ShapePolicy = Literal["error", "skip", "inflate_input"]
+
+
 @dataclass(frozen=True)
 class LoadReport:
     """What happened to each tensor of the model and of the file. Names are the model's where it has them."""
 
     path: str
     loaded: tuple[str, ...]
+    partial: dict[str, str]  # some input channels loaded: name -> which
     skipped: dict[str, str]  # in both, not loaded: name -> reason
     missing: tuple[str, ...]  # in the model, not in the file
     unexpected: tuple[str, ...]  # in the file, not in the model
 
+    def fates(self) -> dict[str, str]:
+        """What happened to each tensor by name, those of the model first: ``loaded``, ``skipped: excluded``, ..."""
+        return {
+            **dict.fromkeys(self.loaded, "loaded"),
+            **{name: f"partly loaded: {which}" for name, which in self.partial.items()},
+            **{name: f"skipped: {reason}" for name, reason in self.skipped.items()},
+            **dict.fromkeys(self.missing, "missing"),
+            **dict.fromkeys(self.unexpected, "unexpected"),
+        }
+
     def __str__(self) -> str:
-        total = len(self.loaded) + len(self.skipped) + len(self.missing)
-        lines = [f"weights from {self.path}: {len(self.loaded)} of the model's {total} tensors loaded"]
-        rows: list[tuple[str, Sequence[str]]] = [("loaded", self.loaded)]
-        reasons = sorted(set(self.skipped.values()))
-        rows += [(f"skipped: {reason}", [n for n, r in self.skipped.items() if r == reason]) for reason in reasons]
-        rows += [("missing", self.missing), ("unexpected", self.unexpected)]
-        rows = [(status, names) for status, names in rows if names]
-        width = max(len(status) for status, _ in rows)
-        lines += [f"  {status:<{width}}  {len(names):>5}  {_summarise(names)}" for status, names in rows]
+        """A summary: names are grouped by what happened and by where they are in the model."""
+        total = len(self.loaded) + len(self.partial) + len(self.skipped) + len(self.missing)
+        partly = f", {len(self.partial)} of them in part" if self.partial else ""
+        count = len(self.loaded) + len(self.partial)
+        lines = [f"weights from {self.path}: {count} of the model's {total} tensors loaded{partly}"]
+        names_of: dict[str, list[str]] = {}
+        for name, fate in self.fates().items():
+            names_of.setdefault(fate, []).append(name)
+        # Reasons in alphabetical order, so that two reports can be compared.
+        order = {"loaded": 0, "partly loaded": 1, "skipped": 2, "missing": 3, "unexpected": 4}
+        rows = sorted(names_of.items(), key=lambda row: (order[row[0].partition(":")[0]], row[0]))
+        width = max(len(fate) for fate, _ in rows)
+        lines += [f"  {fate:<{width}}  {len(names):>5}  {_summarise(names)}" for fate, names in rows]
         return "\n".join(lines)
+
+    def listing(self) -> str:
+        """The summary, then one line for each tensor."""
+        return "\n".join([str(self), "", *(f"{name}: {fate}" for name, fate in self.fates().items())])
 
 
 def load_weights(
@@ -56,7 +80,7 @@ def load_weights(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     rename: Sequence[tuple[str, str]] = (),
-    on_shape_mismatch: Literal["error", "skip"] = "error",
+    on_shape_mismatch: ShapePolicy = "error",
 ) -> LoadReport:
     """Copy the tensors of a file into a model, by name.
 
@@ -69,7 +93,10 @@ def load_weights(
         exclude: regular expressions; names in which one of them is found are skipped. Wins over ``include``.
         rename: (regular expression, replacement) pairs, applied in turn to each name of the file. ``include`` and
             ``exclude`` look at the result.
-        on_shape_mismatch: "skip" leaves tensors of another shape at their present values.
+        on_shape_mismatch: "skip" leaves tensors of another shape at their present values. "inflate_input"
+            (CenterFusion's warm start) takes the input channels that file and model share, the first ones, for weights
+            of convolutions and linear layers that differ in nothing else; further ones of the model keep their
+            present values, further ones of the file are dropped. It skips what differs otherwise.
 
     Raises:
         UserError: the file does not exist, cannot be read or needs code to be read; a pattern is invalid; two names
@@ -78,28 +105,21 @@ def load_weights(
     path = Path(path)
     source = _rename_keys(read_state_dict(path), rename, path)
     target = model.state_dict()
-    include_patterns, exclude_patterns = _compile(include), _compile(exclude)
-
-    loaded, mismatched, missing = [], [], []
-    skipped: dict[str, str] = {}
-    for name, tensor in target.items():
-        if name not in source:
-            missing.append(name)
-        elif any(pattern.search(name) for pattern in exclude_patterns):
-            skipped[name] = "excluded"
-        elif include_patterns and not any(pattern.search(name) for pattern in include_patterns):
-            skipped[name] = "not included"
-        elif source[name].shape != tensor.shape:
-            skipped[name] = "shape differs"
-            mismatched.append(f"{name}: file {tuple(source[name].shape)}, model {tuple(tensor.shape)}")
-        else:
-            loaded.append(name)
+    skipped = _unselected(target.keys() & source.keys(), include, exclude)
+    chosen = [name for name in target if name in source and name not in skipped]
+    loaded = [name for name in chosen if source[name].shape == target[name].shape]
+    mismatched = [name for name in chosen if source[name].shape != target[name].shape]
     if mismatched and on_shape_mismatch == "error":
-        raise UserError(
-            f"{path}: shapes of {len(mismatched)} tensors differ from the model's: {'; '.join(mismatched[:3])}"
-            f"{'; ...' if len(mismatched) > 3 else ''}. Exclude them or skip tensors whose shape differs."
-        )
-    if not loaded:
+        raise UserError(_shapes_differ(path, mismatched, source, target))
+    partial: dict[str, str] = {}
+    for name in mismatched:
+        if on_shape_mismatch == "inflate_input" and _differs_in_input_channels(
+            model, name, source[name], target[name].shape
+        ):
+            partial[name] = f"{source[name].shape[1]} -> {target[name].shape[1]} input channels"
+        else:
+            skipped[name] = "shape differs"
+    if not loaded and not partial:
         raise UserError(
             f"{path}: no tensor can be loaded. The file (after renaming) has {_examples(source)}; "
             f"the model has {_examples(target)}. Check the file, rename, include and exclude."
@@ -107,8 +127,51 @@ def load_weights(
     with torch.no_grad():
         for name in loaded:
             target[name].copy_(source[name])
-    unexpected = tuple(name for name in source if name not in target)
-    return LoadReport(str(path), tuple(loaded), skipped, tuple(missing), unexpected)
+        for name in partial:
+            shared = min(source[name].shape[1], target[name].shape[1])
+            target[name][:, :shared].copy_(source[name][:, :shared])
+    return LoadReport(
+        str(path),
+        tuple(loaded),
+        partial,
+        {name: skipped[name] for name in target if name in skipped},
+        missing=tuple(name for name in target if name not in source),
+        unexpected=tuple(name for name in source if name not in target),
+    )
+
+
+def _unselected(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> dict[str, str]:
+    """Those of ``names`` that are not to be loaded, with the reason."""
+    include_patterns, exclude_patterns = _compile(include), _compile(exclude)
+    skipped = {}
+    for name in names:
+        if any(pattern.search(name) for pattern in exclude_patterns):
+            skipped[name] = "excluded"
+        elif include_patterns and not any(pattern.search(name) for pattern in include_patterns):
+            skipped[name] = "not included"
+    return skipped
+
+
+def _shapes_differ(path: Path, names: Sequence[str], source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
+    examples = [f"{name}: file {tuple(source[name].shape)}, model {tuple(target[name].shape)}" for name in names[:3]]
+    return (
+        f"{path}: shapes of {len(names)} tensors differ from the model's: {'; '.join(examples)}"
+        f"{'; ...' if len(names) > 3 else ''}. Exclude them, or set on_shape_mismatch to skip or inflate_input."
+    )
+
+
+def _differs_in_input_channels(model: nn.Module, name: str, value: Tensor, shape: torch.Size) -> bool:
+    """Whether ``value`` is the weight (out, in, ...) of a layer like that of ``name``, but for its input channels.
+
+    The layer must declare its inputs and have a weight for each: grouped convolutions have not. Transposed ones keep
+    their inputs in dimension 0.
+    """
+    parent, _, last = name.rpartition(".")
+    layer = model.get_submodule(parent)
+    declared = getattr(layer, "in_channels", getattr(layer, "in_features", None))
+    if last != "weight" or isinstance(layer, _ConvTransposeNd) or value.dim() < 2 or declared != shape[1]:
+        return False
+    return value.shape[0] == shape[0] and value.shape[2:] == shape[2:]
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

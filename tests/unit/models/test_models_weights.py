@@ -103,6 +103,87 @@ def test_shape_mismatch_is_an_error_that_leaves_the_model_as_it_was(tmp_path: Pa
     assert values(model) == before
 
 
+class Detector(nn.Module):
+    """Layers of every kind that has a weight of two dimensions or more; ``extra`` input channels."""
+
+    def __init__(self, extra: int = 0) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(4 + extra, 2, 3)
+        self.line = nn.Conv1d(4 + extra, 2, 3, bias=False)
+        self.dense = nn.Linear(4 + extra, 2)
+        self.up = nn.ConvTranspose2d(2, 4 + extra, 2, bias=False)
+        self.square_up = nn.ConvTranspose2d(6, 4 + extra, 2, bias=False)
+        self.grouped = nn.Conv2d(2 * (4 + extra), 2, 1, groups=2, bias=False)
+        self.table = nn.Embedding(3, 4 + extra)
+        self.norm = nn.LayerNorm((2, 4 + extra))
+        self.classes = nn.Conv2d(4, 5 + extra, 1)
+
+
+def saved(model: nn.Module, path: Path) -> Path:
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
+    return path
+
+
+@pytest.mark.parametrize(("file_extra", "model_extra", "shared"), [(0, 3, 4), (3, 0, 4), (1, 2, 5)])
+def test_inflation_takes_the_input_channels_that_both_have(
+    tmp_path: Path, file_extra: int, model_extra: int, shared: int
+) -> None:
+    source, model = Detector(file_extra), Detector(model_extra)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    path = saved(source, tmp_path / "w.safetensors")
+    report = load_weights(model, path, on_shape_mismatch="inflate_input")
+    which = f"{4 + file_extra} -> {4 + model_extra} input channels"
+    assert report.partial == {"head.weight": which, "line.weight": which, "dense.weight": which}
+    for name, value in model.state_dict().items():
+        read = source.state_dict()[name]
+        if name in report.partial:
+            assert torch.equal(value[:, :shared], read[:, :shared]), name
+            assert torch.equal(value[:, shared:], before[name][:, shared:]), name
+        elif name in report.skipped:
+            assert torch.equal(value, before[name]), name
+        else:
+            assert torch.equal(value, read), name
+    others = {"up.weight", "square_up.weight", "grouped.weight", "table.weight", "norm.weight", "norm.bias"}
+    assert set(report.skipped) == others | {"classes.weight", "classes.bias"}
+    assert set(report.loaded) == {"head.bias", "dense.bias"}
+
+
+def test_an_inflated_network_computes_the_same_while_its_new_inputs_are_zero(tmp_path: Path) -> None:
+    """What the warm start is for: radar channels are appended to a camera network."""
+    source, model = nn.Conv2d(4, 2, 3), nn.Conv2d(7, 2, 3)
+    load_weights(model, saved(source, tmp_path / "w.safetensors"), on_shape_mismatch="inflate_input")
+    x = torch.randn(2, 4, 8, 8)
+    assert torch.allclose(model(torch.cat([x, torch.zeros(2, 3, 8, 8)], 1)), source(x), atol=1e-6)
+
+
+def test_other_policies_do_not_inflate(tmp_path: Path) -> None:
+    path = saved(nn.Conv2d(4, 2, 3), tmp_path / "w.safetensors")
+    model = nn.Conv2d(7, 2, 3)
+    before = model.weight.clone()
+    with pytest.raises(UserError, match=r"weight: file \(2, 4, 3, 3\), model \(2, 7, 3, 3\).*inflate_input"):
+        load_weights(model, path)
+    assert load_weights(model, path, on_shape_mismatch="skip").skipped == {"weight": "shape differs"}
+    assert torch.equal(model.weight, before)
+
+
+def test_the_listing_names_every_tensor_once(tmp_path: Path) -> None:
+    content = Detector().state_dict() | {"extra": torch.zeros(1)}
+    del content["norm.bias"]
+    save_file(content, tmp_path / "w.safetensors")
+    report = load_weights(Detector(3), tmp_path / "w.safetensors", on_shape_mismatch="inflate_input", exclude=["^up"])
+    lines = report.listing().splitlines()
+    assert lines[: len(str(report).splitlines())] == str(report).splitlines()
+    assert "5 of the model's 13 tensors loaded, 3 of them in part" in lines[0]
+    fates = dict(line.split(": ", 1) for line in lines[lines.index("") + 1 :])
+    assert fates.keys() == Detector(3).state_dict().keys() | {"extra"}
+    assert fates["head.weight"] == "partly loaded: 4 -> 7 input channels"
+    assert fates["head.bias"] == "loaded"
+    assert fates["up.weight"] == "skipped: excluded"
+    assert fates["classes.bias"] == "skipped: shape differs"
+    assert fates["norm.bias"] == "missing"
+    assert fates["extra"] == "unexpected"
+
+
 class TouchesAFile:
     """Unpickled without care, this creates a file: a harmless stand-in for code in a checkpoint."""
 
