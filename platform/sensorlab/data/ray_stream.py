@@ -161,9 +161,7 @@ class RayStream(PrefetchedStream):
     ) -> None:
         super().__init__(spec, rank, world_size, end_epoch)
         if (iterator is None) != self.is_adaptive:
-            raise ValueError(
-                "a stream of an adaptive order makes its own datasets, every other one is given its dataset"
-            )
+            raise ValueError("a stream of an adaptive order makes its own datasets; every other one is given one")
         self._iterator = iterator
         self._start = self.plan.normal_cursor(start) if spec.training else (0, 0)
 
