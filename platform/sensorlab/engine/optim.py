@@ -109,9 +109,22 @@ def build_optimizer(model: nn.Module, config: OptimConfig, samples_per_step: int
     for group in groups:
         group["weight_decay"] = scale * group.get("weight_decay", config.weight_decay)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        if config.momentum > 0:
+            _begin_momentum(sgd)
+        return sgd
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def _begin_momentum(optimizer: torch.optim.SGD) -> None:
+    """Momentum of 0 instead of none: the first step is the same, but parameters may make theirs at different times.
+
+    torch's fused SGD begins the momentum of all parameters in one step, or fails: one that thaws later has none yet.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, rates: Rates) -> None:
