@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -99,6 +99,9 @@ class ToyStream:
         self.is_adaptive = False
 
     def close(self) -> None: ...
+
+    def note_corrupt(self, found: Iterable[CorruptSample]) -> None:
+        self.corrupt_samples += [sample for sample in found if sample not in self.corrupt_samples]
 
     def batches(self, epoch: int, start_batch: int = 0, scores: Mapping[str, float] | None = None) -> Iterator[Batch]:
         order = np.arange(self.size)

@@ -111,7 +111,7 @@ def _load_chain(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 # Sections whose ``name`` says which keys they have: under another name, none of the old keys means anything.
-TAGGED_SECTIONS = frozenset({"task", "schedule"})
+TAGGED_SECTIONS = frozenset({"task", "schedule", "data.sampling"})
 # Sections whose values are whole, even where they are mappings: a search dimension is either of one kind or another.
 SECTIONS_OF_WHOLE_VALUES = frozenset({"sweep.space"})
 

@@ -12,17 +12,32 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from sensorlab.config import StrictModel, apply_overrides, as_dict, canonical_json, digest, flatten, load_yaml, validate
+from sensorlab.config import (
+    StrictModel,
+    apply_overrides,
+    as_dict,
+    canonical_json,
+    digest,
+    flatten,
+    load_yaml,
+    merge,
+    validate,
+)
+from sensorlab.data.sampling import SamplingConfig, ShuffledSampling
 from sensorlab.engine.accumulate import AccumulateConfig
 from sensorlab.engine.budget import ExtendConfig
+from sensorlab.engine.callbacks.diagnostics import DiagnosticsConfig
+from sensorlab.engine.callbacks.early_stop import EarlyStopConfig
 from sensorlab.engine.duration import Duration, Every
 from sensorlab.engine.ema import EmaConfig
+from sensorlab.engine.freeze import FreezeRule
 from sensorlab.engine.multi_scale import MultiScaleConfig
 from sensorlab.engine.optim import ClipConfig, OptimConfig
 from sensorlab.engine.presets import with_preset
 from sensorlab.engine.schedules import OneCycleSchedule, PiecewiseSchedule, ScheduleConfig
 from sensorlab.engine.warmup import WarmupConfig
 from sensorlab.errors import UserError
+from sensorlab.models.weights import ShapePolicy
 from sensorlab.tasks.base import task_class
 
 
@@ -52,6 +67,8 @@ class DataConfig(StrictModel):
     last_batch: Literal["drop", "pad"] = "drop"  # the partial last training batch of an epoch
     max_samples: int | None = Field(default=None, ge=1)  # at most so many samples of each split: its first ones
     augment: bool = True  # false: training samples are transformed as in evaluation
+    sampling: SamplingConfig = ShuffledSampling()  # which samples an epoch visits, and in which order
+    max_batches: int | None = Field(default=None, ge=1)  # global batches of a training epoch; null: all
     shuffle_window: int = Field(default=16, ge=1)  # row groups that are mixed with each other
     transform_in: Literal["worker", "task"] = "worker"  # decode in the worker's threads, or in Ray tasks
     threads: int = Field(default=2, ge=1)  # decode threads per worker
@@ -66,7 +83,7 @@ class InitConfig(StrictModel):
     include: tuple[str, ...] = ()  # empty: every name
     exclude: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) on the names of the file
-    on_shape_mismatch: Literal["error", "skip"] = "error"
+    on_shape_mismatch: ShapePolicy = "error"  # inflate_input: more input channels than in the file get copies
 
 
 class TrainConfig(StrictModel):
@@ -78,11 +95,15 @@ class TrainConfig(StrictModel):
     clip: ClipConfig | None = ClipConfig(value=5.0)  # null: gradients are not clipped
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
+    compile: bool = False  # torch.compile; what cannot be compiled runs as it is, and says so
+    sync_batchnorm: bool = False  # batch norm over the samples of all workers
+    freeze: tuple[FreezeRule, ...] = ()  # parameters that are not trained, in all or some epochs
     multi_scale: MultiScaleConfig | None = None  # images of another size every few batches
     ema: EmaConfig | None = None
     nonfinite: Literal["stop", "skip"] = "stop"
     nonfinite_budget: int = Field(default=10, ge=0)  # skipped steps allowed with nonfinite: skip
     dry_run: bool = True  # try one training and one validation batch before the first step
+    early_stop: EarlyStopConfig | None = None  # end when eval.metric no longer improves
     log_every: Every = Every.parse("10 steps")  # means over the interval; an interval ends with the epoch at the latest
     init: InitConfig | None = None  # starts a new run from weights; a resumed run has its own
 
@@ -145,6 +166,7 @@ class ExperimentConfig(StrictModel):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     resources: ResourcesConfig = ResourcesConfig()
     output_dir: str = "outputs"  # runs, sweeps and what is prepared; see SENSORLAB_OUTPUT_ROOT for clusters
 
@@ -185,13 +207,33 @@ class ExperimentConfig(StrictModel):
         return self
 
 
-def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
+def load_file(path: str | Path, debug: bool = False) -> dict[str, Any]:
+    """The tree of an experiment file, with or without what its ``debug`` section changes; the section itself is gone.
+
+    A ``debug`` section is written as the file is, and makes the experiment so small that it runs in seconds.
+
+    Raises:
+        UserError: unreadable, or to be debugged without such a section.
+    """
+    tree = load_yaml(path)
+    changes = tree.pop("debug", None)
+    if not debug:
+        return tree
+    if not isinstance(changes, Mapping):
+        raise UserError(f"{path} has no 'debug' section that makes it small; write one, or leave out --debug")
+    return {**merge(tree, changes), "name": f"{tree.get('name', '')}_debug"}
+
+
+def load_experiment(path: str | Path, overrides: Iterable[str] = (), debug: bool = False) -> ExperimentConfig:
     """The experiment of a YAML file with command-line overrides. A ``sweep`` section is left to the sweep.
+
+    Args:
+        debug: apply the file's ``debug`` section first.
 
     Raises:
         UserError: unreadable or invalid; the message names file, key and the nearest valid key.
     """
-    tree = apply_overrides(load_yaml(path), overrides)
+    tree = apply_overrides(load_file(path, debug), overrides)
     tree.pop("sweep", None)
     return experiment_from(tree, where=str(path))
 
@@ -222,6 +264,7 @@ RESUME_MAY_CHANGE = (
     "eval.panels",
     "eval.panels_every",
     "checkpoint",
+    "diagnostics",
     "tracking",
     "resources",
 )
@@ -246,4 +289,4 @@ def refuse_changed(saved: Mapping[str, Any], current: ExperimentConfig) -> None:
         )
 
 
-__all__ = ["ExperimentConfig", "digest", "experiment_from", "load_experiment", "refuse_changed"]
+__all__ = ["ExperimentConfig", "digest", "experiment_from", "load_experiment", "load_file", "refuse_changed"]

@@ -13,7 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,11 +119,11 @@ class ReadyStream:
         generator = torch.Generator().manual_seed(0)
         self.batch = {name: torch.randn(BATCH, size, generator=generator) for name, size in (("x", 16), ("y", 1))}
 
-    def batches(
-        self, epoch: int, start_batch: int = 0, scores: Mapping[str, float] | None = None
-    ) -> Iterator[Batch]:
+    def batches(self, epoch: int, start_batch: int = 0, scores: Mapping[str, float] | None = None) -> Iterator[Batch]:
         for _ in range(start_batch, self.batches_per_epoch):
             yield dict(self.batch)
+
+    def note_corrupt(self, found: Iterable[CorruptSample]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -152,7 +152,7 @@ def _engine_round(steps: int) -> float:
         task=TinyConfig(),
         data=DataConfig(path="memory", global_batch=BATCH),
         schedule=ConstantSchedule(),
-        train=TrainConfig.model_validate({"duration": "1 epoch", "log_every": "50 steps"}),
+        train=TrainConfig.model_validate({"duration": "1 epoch", "log_every": "50 steps", "dry_run": False}),
         checkpoint=CheckpointConfig(),
     )
     stopwatch = _Stopwatch()

@@ -41,9 +41,15 @@ class EngineProgram:
         streams = stream_specs(config, spec.dataset)
         if next_cursor(spec, config) is None:
             return {}  # trained to its end already; only the result is missing
-        return {name: functools.partial(_dataset, name, stream, spec) for name, stream in streams.items()}
+        # A stream of an adaptive order makes its own dataset when it knows the order.
+        return {
+            name: functools.partial(_dataset, name, stream, spec)
+            for name, stream in streams.items()
+            if not stream.plan.adaptive
+        }
 
     def train(self, context: RunContext) -> Mapping[str, Any]:
+        from sensorlab.engine.callbacks.diagnostics import build_callbacks
         from sensorlab.engine.callbacks.json_log import JsonLog
         from sensorlab.engine.callbacks.panel_files import PanelFiles
         from sensorlab.engine.callbacks.text_log import TextLog
@@ -53,6 +59,7 @@ class EngineProgram:
         task = build_task(config)
         streams = open_streams(context, task)
         files = [JsonLog(), TextLog(to_terminal=False)] + ([] if spec.tracking else [PanelFiles()])
+        asked_for = build_callbacks(config.diagnostics, config.train.early_stop)
         account = TimeAccount()
         try:
             result = fit(
@@ -62,12 +69,12 @@ class EngineProgram:
                 streams.get(VAL),
                 run_dir=context.run_dir,
                 workers=context.workers,
-                callbacks=[*context.callbacks, *files, account],
+                callbacks=[*context.callbacks, *files, *asked_for, account],
                 resume=spec.resume,
                 provenance={
                     "dataset": PreparedDataset.open(spec.dataset).digest,
                     "order": stream_specs(config, spec.dataset)[TRAIN].plan.fingerprint,
-                    "code": _code_revision(),
+                    "code": revision_in_use(),
                 },
             )
         finally:
@@ -103,7 +110,7 @@ class TimeAccount(Callback):
 
 
 @functools.cache
-def _code_revision() -> str:
+def revision_in_use() -> str:
     """Revision of the repository that this package belongs to, once per process."""
     code = code_revision(Path(sensorlab.__file__).resolve().parents[2])
     return f"{code.commit}{'+changes' if code.is_dirty else ''}"
@@ -137,7 +144,11 @@ def stream_specs(config: ExperimentConfig, dataset: str) -> dict[str, StreamSpec
     train_task = task if data.augment else Unaugmented(task)
     train, val = (_part(prepared, name, data.max_samples) for name in (data.train_split, data.val_split))
     return {
-        TRAIN: StreamSpec(train, train_task, data.global_batch, config.seed, True, options),
+        TRAIN: StreamSpec(
+            *(train, train_task, data.global_batch, config.seed, True, options),
+            sampling=data.sampling,
+            max_batches=data.max_batches,
+        ),
         VAL: StreamSpec(val, task, data.val_batch or data.global_batch, config.seed, False, options),
     }
 
@@ -185,7 +196,13 @@ def open_streams(context: RunContext, task: BaseTask) -> dict[str, SampleStream]
         return {name: LocalStream(stream, **place) for name, stream in specs.items()}
     end_epoch = budget_of(config, specs[TRAIN].plan.batches_per_epoch).epochs
     return {
-        name: RayStream(stream, ray.train.get_dataset_shard(name), **place, start=cursor, end_epoch=end_epoch)
+        name: RayStream(
+            stream,
+            None if stream.plan.adaptive else ray.train.get_dataset_shard(name),
+            **place,
+            start=cursor,
+            end_epoch=end_epoch,
+        )
         for name, stream in specs.items()
     }
 

@@ -21,9 +21,10 @@ from sensorlab.errors import UserError
 from sensorlab.tasks.base import Batch
 
 
-def dry_run(training: Training, batches: Iterator[Batch], val_stream: SampleStream | None) -> Iterator[Batch]:
-    """Try the first of ``batches`` at its largest size, forward and backward, and the first batch of the validation.
+def rehearse(training: Training, batches: Iterator[Batch], val_stream: SampleStream | None) -> Iterator[Batch]:
+    """Before the first step of an attempt: compile the network, if asked for, and make the dry run of a new training.
 
+    That tries the first of ``batches`` at its largest size, forward and backward, and the first of the validation.
     Collective: all workers take part.
 
     Returns:
@@ -33,13 +34,16 @@ def dry_run(training: Training, batches: Iterator[Batch], val_stream: SampleStre
         UserError: the GPU has not enough memory; says for what.
     """
     first = next(batches)
+    is_wanted = training.config.train.dry_run and training.cursor.step == 0
     try:
-        _try_training(training, first)
+        training.rehearse(lambda: _try_training(training, first))
+        if is_wanted:
+            _try_training(training, first, largest=True)
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(
             _too_big("training", f"data.global_batch={training.config.data.global_batch}", error)
         ) from error
-    if val_stream is not None:
+    if is_wanted and val_stream is not None:
         try:
             _try_validation(training, val_stream)
         except torch.cuda.OutOfMemoryError as error:
@@ -47,11 +51,11 @@ def dry_run(training: Training, batches: Iterator[Batch], val_stream: SampleStre
     return itertools.chain([first], batches)
 
 
-def _try_training(training: Training, batch: Batch) -> None:
+def _try_training(training: Training, batch: Batch, largest: bool = False) -> None:
     device = training.workers.device
     buffers = [buffer.clone() for buffer in training.model.buffers()]
     seed_step(device, training.config.seed, "dry run", training.workers.rank)
-    batch = resized(training, to_device(batch, device), largest=True)
+    batch = resized(training, to_device(batch, device), largest)
     with autocast(training):
         _, terms, _ = training.network(batch)
         loss = functools.reduce(operator.add, terms.values())
@@ -70,7 +74,8 @@ def _try_validation(training: Training, stream: SampleStream) -> None:
     was_training = model.training
     model.eval()
     evaluate_batch(training, model, training.task.metrics(), batch)
-    model.train(was_training)
+    if was_training:
+        training.train_mode()
     stream.close()
 
 

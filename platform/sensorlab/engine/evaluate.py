@@ -47,7 +47,8 @@ def evaluate(
             panels += task.panels(_first(outputs, few), _first(batch, few))
         for callback in training.callbacks:
             callback.on_eval_batch(training, index + 1, total)
-    model.train(was_training)
+    if was_training:
+        training.train_mode()
     return _reported(training, metrics, sums, count), panels
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sensorlab.data.stream import SampleStream
 from sensorlab.engine.callbacks.base import Callback
-from sensorlab.engine.dry_run import dry_run
+from sensorlab.engine.dry_run import rehearse
 from sensorlab.engine.duration import Every, Progress
 from sensorlab.engine.evaluate import evaluate, evaluated_batches
 from sensorlab.engine.step import train_step
@@ -146,8 +146,8 @@ def _train_epoch(training: Training, train_stream: SampleStream, val_stream: Sam
     while cursor.batch < training.batches_per_epoch and not training.finished:
         if batches is None:
             batches = train_stream.batches(cursor.epoch, cursor.batch, training.order_scores)
-        if cursor.step == 0 and config.train.dry_run:
-            batches = dry_run(training, batches, val_stream)
+            if not training.is_rehearsed:
+                batches = rehearse(training, batches, val_stream)
         passes = training.accumulation.passes_from(cursor.epoch, cursor.batch)
         if passes == 0:  # the batches that are left make no step: read past them, so that the stream stays in order
             for _ in batches:
@@ -202,8 +202,10 @@ def _list_corrupt_samples(training: Training, streams: Sequence[SampleStream]) -
     """Count the samples that were skipped in all attempts, and list them in ``run_dir/corrupt_samples.txt``."""
     if training.config.data.max_corrupt_fraction == 0.0:
         return
-    own = [sample.message for stream in streams for sample in stream.corrupt_samples]
-    found = {message for part in training.workers.gather(own) for message in part}
+    for stream in streams:
+        for part in training.workers.gather(list(stream.corrupt_samples)):
+            stream.note_corrupt(part)
+    found = {sample.message for stream in streams for sample in stream.corrupt_samples}
     training.corrupt_samples = sorted(found.union(training.corrupt_samples))
     publish(training, {"perf/corrupt_samples": float(len(training.corrupt_samples))})
     if training.workers.is_main:

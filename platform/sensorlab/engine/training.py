@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from sensorlab.engine.accumulate import Accumulation
 from sensorlab.engine.budget import Budget
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.checkpoint import CheckpointInfo, CheckpointStore, load
+from sensorlab.engine.compilation import compile_network
 from sensorlab.engine.duration import Progress
 from sensorlab.engine.ema import ExponentialAverage
 from sensorlab.engine.finite import FiniteCheck
+from sensorlab.engine.freeze import Freezing
 from sensorlab.engine.meters import IntervalMeter, SystemMeter, WallClock
 from sensorlab.engine.optim import build_optimizer
 from sensorlab.engine.schedules import SchedulePoint
+from sensorlab.engine.sync_batchnorm import convert_sync_batchnorm
 from sensorlab.engine.timers import StepTimer
 from sensorlab.engine.workers import WorkerGroup
 from sensorlab.errors import UserError
@@ -107,8 +110,11 @@ class Training:
 
         torch.manual_seed(step_seed(config.seed, "weights"))
         self.model = task.build_model().to(workers.device)
+        if config.train.sync_batchnorm:
+            self.model = convert_sync_batchnorm(self.model)
         if config.train.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.freezing = Freezing(self.model, config.train.freeze)
         samples_per_step = config.data.global_batch * config.train.accumulate.passes_of(config.data.global_batch)
         self.step_callbacks = [each for each in self.callbacks if type(each).on_step_end is not Callback.on_step_end]
         self.batch_callbacks = [each for each in self.callbacks if type(each).on_batch is not Callback.on_batch]
@@ -117,9 +123,9 @@ class Training:
         self.scaler = torch.amp.GradScaler(workers.device.type, enabled=config.train.precision == "fp16")
         self.finite = FiniteCheck(config.train, self.model, self.optimizer)
         self.ema = ExponentialAverage(self.model, config.train.ema) if config.train.ema else None
-        self.network: nn.Module = TaskModule(task, self.model)
-        if workers.world_size > 1:
-            self.network = DistributedDataParallel(self.network)
+        self.objective = TaskModule(task, self.model)
+        self.network = self._for_all_workers()
+        self.is_rehearsed = False  # by this attempt
 
         self.batches_per_epoch = train_stream.batches_per_epoch
         if self.batches_per_epoch == 0:
@@ -173,14 +179,34 @@ class Training:
         """Prepare for the batches of the cursor's epoch."""
         if self.cursor.batch == 0:
             self.order_scores = dict(self.class_scores)
+        self.train_mode()
+
+    def train_mode(self) -> None:
+        """Put the model into training mode, without the parts that are frozen in the cursor's epoch."""
         self.model.train()
+        if self.freezing.apply(self.cursor.epoch):
+            self.network = self._for_all_workers()
+
+    def rehearse(self, try_batch: Callable[[], object]) -> None:
+        """What must be tried with a batch before the first step of an attempt: compiling the network."""
+        self.is_rehearsed = True
+        if not self.config.train.compile:
+            return
+        failure = compile_network(self.objective, try_batch, self.workers)
+        if failure is not None:
+            self.network = self._for_all_workers()
+            logger.warning("%s", failure)
+
+    def _for_all_workers(self) -> nn.Module:
+        """The objective as the step calls it. Data parallelism notes once which parameters are trained."""
+        return DistributedDataParallel(self.objective) if self.workers.world_size > 1 else self.objective
 
     def check_classes(self, is_needed: bool) -> None:
         """Refuse an order by class scores before an epoch is spent, where the task has none."""
         if is_needed and type(self.task).class_scores is BaseTask.class_scores:
             raise UserError(
-                f"data.sampling orders by the score of each class, and task {self.config.task.name} reports no score "
-                "per class; choose another order"
+                "data.sampling orders samples by the score of each class, and the task reports no such scores: choose "
+                "another order"
             )
 
     def request_stop(self, reason: str) -> None:
