@@ -79,7 +79,7 @@ def test_phases_that_ended_are_told_once_and_in_order(tmp_path, view):
     assert [line.text()[9:] for line in frame.finished] == [
         "epoch 3/5 train | 24/24 | loss 0.4 | lr 0.0012 | data 4.0 ms, step 1.25 s | 34.5 samples/s | process 1.3 GiB"
         " | took 30s",
-        "epoch 3/5 val | 4/4 | val/iou 0.5 | val/loss 0.25 | took 5s",
+        "epoch 3/5 val | 4/4 | val/iou 0.5 | val/loss 0.25 | took 5.00 s",
     ]
     assert frame.live.text()[9:] == "epoch 3/5 checkpoint | step 60/120 | process 1.3 GiB | ETA 3m10s"
     assert view().finished == ()
@@ -109,7 +109,7 @@ def test_workers_that_start_again_are_told(tmp_path, view):
     frame = view()
     assert [line.text()[9:] for line in frame.finished] == [
         "the training started again | step 50",
-        "epoch 3/5 val | 4/4 | val/iou 0.5 | val/loss 0.25 | took 5s",
+        "epoch 3/5 val | 4/4 | val/iou 0.5 | val/loss 0.25 | took 5.00 s",
     ]
     assert frame.live.text()[9:] == "starting | step 50/120"
 

@@ -81,7 +81,7 @@ def _finished_line(clock: str, phase: Phase, progress: Progress) -> Line:
     parts = [Part(f"{phase.done}/{phase.total}"), *_values(phase)]
     if phase.name == TRAIN:
         parts += [*_speed(phase), *_memory(progress)]
-    return Line(_head(clock, phase, progress), (*parts, Part(f"took {duration(phase.seconds)}", 1)))
+    return Line(_head(clock, phase, progress), (*parts, Part(f"took {_short(phase.seconds)}", 1)))
 
 
 def _head(clock: str, phase: Phase, progress: Progress) -> str:
@@ -107,6 +107,8 @@ def _speed(phase: Phase) -> list[Part]:
 
 
 def _short(seconds: float) -> str:
+    if seconds >= 10.0:
+        return duration(seconds)
     if seconds >= 1.0:
         return f"{seconds:.2f} s"
     return f"{1e3 * seconds:.0f} ms" if seconds >= 0.01 else f"{1e3 * seconds:.1f} ms"

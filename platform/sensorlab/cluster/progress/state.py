@@ -28,7 +28,7 @@ class Phase:
     seconds: float = 0.0  # since it began
     values: dict[str, float] = field(default_factory=dict)  # losses (train), metrics (val), in the order to show
     lr: float | None = None
-    # Means over the latest steps of the main worker, see ``Pace``.
+    # Means over the latest training steps of the main worker, see ``Pace``; in every phase.
     data_wait_s: float | None = None
     step_s: float | None = None
     samples_per_s: float | None = None  # over all workers

@@ -164,21 +164,21 @@ class ProgressWriter(Callback):
 
     def _current(self, training: Training, now: float) -> Phase:
         """The phase as it is now."""
-        phase = replace(self._phase, seconds=now - self._began)
+        pace, record = self._pace, self._record
+        phase = replace(
+            self._phase,
+            seconds=now - self._began,
+            data_wait_s=pace.data_wait_s,
+            step_s=pace.step_s,
+            samples_per_s=pace.samples_per_s,
+        )
         if phase.name != TRAIN:
             return phase
         # The cursor of a finished epoch stands at the begin of the next.
         done = phase.total if training.cursor.epoch >= phase.epoch else training.cursor.batch
-        record = self._record
-        return replace(
-            phase,
-            done=done,
-            values=self._losses.values or ({} if record is None else _read(record)),
-            lr=None if record is None else record.lr,
-            data_wait_s=self._pace.data_wait_s,
-            step_s=self._pace.step_s,
-            samples_per_s=self._pace.samples_per_s,
-        )
+        if record is None:
+            return replace(phase, done=done)
+        return replace(phase, done=done, values=self._losses.values or _read(record), lr=record.lr)
 
     def _eta(self, training: Training, now: float) -> float | None:
         """Seconds to the end: the steps that are left, the evaluations and checkpoints between them and after them."""
