@@ -1,4 +1,4 @@
-"""Trainings of the toy task in processes of their own, killed with SIGKILL at chosen places.
+"""Trainings in processes of their own, alone or two together, killed with SIGKILL at chosen places.
 
 The faults are injected here, from outside: a function of the product is replaced, in the child alone, by one that
 kills the process before, in the middle of, or after a chosen call.
@@ -8,72 +8,45 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from exact_runs import Witness, train
 
 from sensorlab.engine import checkpoint, fit
-from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.callbacks.json_log import JsonLog
-from sensorlab.engine.ema import EmaConfig, ExponentialAverage
-from sensorlab.experiment import CheckpointConfig, EvalConfig, ExperimentConfig, TrainConfig
-from toy import SquaredError, ToyStream, ToyTask, toy_experiment
+from sensorlab.engine.ema import ExponentialAverage
+from sensorlab.engine.workers import WorkerGroup
+from sensorlab.experiment import ExperimentConfig
+from toy_images import ClassAccuracy, ToyImageTask
 
 # A server that has imported torch (and what its optimisers import late) forks the children: real processes to kill,
 # without the seconds of an import.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "torch._dynamo", "sensorlab.engine.fit"])
+CONTEXT.set_forkserver_preload(
+    [
+        "pytest",
+        "pandas",
+        "torch._dynamo",
+        "sensorlab.engine.fit",
+        "sensorlab.data.local_stream",
+        "sensorlab.data.sampling",
+    ]
+)
 
-EPOCHS, STEPS_PER_EPOCH = 3, 3  # 21 samples, batches of 4, two passes a step: the last step of an epoch has one pass
-
-
-def experiment(**changes: Any) -> ExperimentConfig:
-    """Every second step and every epoch a checkpoint, of which one is kept: step 6 is saved twice.
-
-    Logging intervals of up to four steps are cut by checkpoints and by the ends of epochs.
-    """
-    sections = {
-        "eval": EvalConfig(metric="val/mse", mode="min", every=["1 epoch", "4 steps"]),
-        "train": TrainConfig(duration=f"{EPOCHS} epochs", log_every="4 steps", accumulate=2, ema=EmaConfig(tau=5.0)),
-        "checkpoint": CheckpointConfig(every=["1 epoch", "2 steps"], keep_latest=1),
-    }
-    return toy_experiment(**(sections | changes))
+KILLED = -signal.SIGKILL
 
 
-class Witness(Callback):
-    """Notes, durably enough to survive the kill, where attempts start and which checkpoints were complete."""
-
-    priority = 0
-
-    def on_fit_start(self, training):
-        self._note(training, "started", training.cursor.step)
-
-    def on_checkpoint(self, training, path):
-        self._note(training, "saved", training.cursor.step)
-
-    def _note(self, training, what, step):
-        with (training.run_dir / "witness.jsonl").open("a") as stream:
-            stream.write(json.dumps([what, step]) + "\n")
-
-
-def witnessed(run_dir: Path) -> list[tuple[str, int]]:
-    return [tuple(json.loads(line)) for line in (run_dir / "witness.jsonl").read_text().splitlines()]
-
-
-def train(config: ExperimentConfig, run_dir: Path) -> None:
-    task = ToyTask(config.task)
-    streams = ToyStream(21, 4, task, seed=config.seed), ToyStream(9, 4, task, training=False)
-    fit.fit(config, task, *streams, run_dir=run_dir, callbacks=[JsonLog(), Witness()])
-
-
-def in_child(run_dir: Path, fault: str | None = None, call: int = 0, config: ExperimentConfig | None = None) -> int:
+def in_child(config: ExperimentConfig, run_dir: Path, fault: str | None = None, call: int = 0) -> int:
     """Train in a child, killed by call number ``call`` (from 1) of ``fault``; its exit code."""
-    process = CONTEXT.Process(target=_child, args=(config or experiment(), run_dir, fault, call))
+    process = CONTEXT.Process(target=_child, args=(config, run_dir, fault, call))
     process.start()
     process.join(60)
     assert process.exitcode is not None, "the child hangs"
@@ -86,7 +59,45 @@ def _child(config: ExperimentConfig, run_dir: Path, fault: str | None, call: int
         _kill_at_file_operation(run_dir, call)
     elif fault is not None:
         FAULTS[fault](call)
-    train(config, run_dir)
+    train(config, run_dir, Witness())
+
+
+def in_two_children(
+    config: ExperimentConfig, run_dir: Path, fault: str | None = None, call: int = 0, ranks: Collection[int] = (0, 1)
+) -> list[int]:
+    """Train on two workers, of which ``ranks`` are killed as in :func:`in_child`; their exit codes.
+
+    The group ends as under any launcher: when a worker dies, the others are killed too, wherever they are.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    meeting = run_dir.with_name(f"{run_dir.name}-meeting")
+    meeting.unlink(missing_ok=True)
+    processes = [
+        CONTEXT.Process(target=_worker, args=(config, run_dir, meeting, rank, fault if rank in ranks else None, call))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    running = {process.sentinel: process for process in processes}
+    while running:
+        ended = multiprocessing.connection.wait(list(running), timeout=60)
+        assert ended, "the workers hang"
+        for sentinel in ended:
+            process = running.pop(sentinel)
+            process.join()
+            if process.exitcode:
+                for other in running.values():
+                    other.kill()
+    return [process.exitcode or 0 for process in processes]
+
+
+def _worker(config: ExperimentConfig, run_dir: Path, meeting: Path, rank: int, fault: str | None, call: int) -> None:
+    torch.set_num_threads(1)
+    if fault is not None:
+        FAULTS[fault](call)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    train(config, run_dir, Witness(), workers=WorkerGroup(rank, 2))
+    dist.destroy_process_group()
 
 
 def die() -> None:
@@ -156,12 +167,12 @@ def _is_checkpoint(path, *_) -> bool:
 
 
 FAULTS: dict[str, Callable[[int], None]] = {
-    "before the forward pass": _before(ToyTask, "forward"),
+    "before the forward pass": _before(ToyImageTask, "forward"),
     "before the optimiser step": _before(torch.optim.AdamW, "step"),
     "between optimiser step and average": _before(ExponentialAverage, "update"),
     "between average and cursor": _after(ExponentialAverage, "update"),
     "after a step, before its record": _after(fit, "train_step"),
-    "in evaluation": _before(SquaredError, "update"),
+    "in evaluation": _before(ClassAccuracy, "update"),
     "between evaluation and log": _after(fit, "evaluate"),
     "in a line of the log": _tear_log,
     "after a line of the log": _after(JsonLog, "on_metrics"),

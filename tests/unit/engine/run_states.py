@@ -44,7 +44,7 @@ def assert_equal(left: Any, right: Any, where: str = "state") -> None:
         for i, pair in enumerate(zip(left, right, strict=True)):
             assert_equal(*pair, f"{where}[{i}]")
     elif isinstance(left, torch.Tensor):
-        assert left.dtype == right.dtype, where
-        assert torch.equal(left, right), where
+        assert (left.dtype, left.shape) == (right.dtype, right.shape), where
+        assert left.contiguous().numpy().tobytes() == right.contiguous().numpy().tobytes(), where
     else:
-        assert left == right, where
+        assert repr(left) == repr(right), where  # of floats: as good as their bits, and NaN equals NaN

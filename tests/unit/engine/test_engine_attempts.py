@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from kill_child import experiment
 
 from sensorlab.data.payload import CorruptSample
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.callbacks.json_log import JsonLog
 from sensorlab.engine.checkpoint import CheckpointStore
 from sensorlab.engine.fit import fit
-from sensorlab.experiment import CheckpointConfig, DataConfig, EvalConfig, ExperimentConfig
-from toy import ToyStream, ToyTask
+from sensorlab.experiment import CheckpointConfig, DataConfig, EvalConfig, ExperimentConfig, TrainConfig
+from toy import ToyStream, ToyTask, toy_experiment
+
+
+def experiment(**changes: Any) -> ExperimentConfig:
+    """Three epochs of three steps (21 samples in batches of 4, two passes a step). Step 6 is saved twice."""
+    sections = {
+        "eval": EvalConfig(metric="val/mse", mode="min", every=["1 epoch", "4 steps"]),
+        "train": TrainConfig(duration="3 epochs", log_every="4 steps", accumulate=2),
+        "checkpoint": CheckpointConfig(every=["1 epoch", "2 steps"], keep_latest=1),
+    }
+    return toy_experiment(**(sections | changes))
 
 
 class Interrupted(Exception):

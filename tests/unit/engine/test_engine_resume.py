@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_states import assert_equal
+from run_states import assert_equal, final_state
 
 from sensorlab.data.payload import CorruptSample
 from sensorlab.engine import checkpoint
@@ -54,21 +54,6 @@ def run(config: ExperimentConfig, run_dir: Path, *callbacks: Callback):
     return fit(config, task, train, val, run_dir=run_dir, callbacks=[JsonLog(), *callbacks])
 
 
-def final_state(run_dir: Path) -> tuple[dict, list[str]]:
-    """Last checkpoint without wall times, and the log without perf lines."""
-    latest = checkpoint.CheckpointStore(run_dir / "checkpoints").latest()
-    state = checkpoint.load(latest.path)
-    for key in ("clock", "metrics", "callbacks"):
-        state.pop(key)
-    for meter in state["meters"]:
-        meter.pop("data_wait_s"), meter.pop("step_s")
-    log = (run_dir / "metrics.jsonl").read_text().splitlines()
-    measured = ("perf/", "system/")
-    return state, [
-        ", ".join(part for part in line.split(", ") if not any(kind in part for kind in measured)) for line in log
-    ]
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("straight")
@@ -84,9 +69,7 @@ def test_resumed_run_equals_the_straight_run_bit_for_bit(straight, tmp_path, sto
         run(experiment(), tmp_path, StopAfter(stop))
     result = run(experiment(), tmp_path)
     assert result.steps == 3 * STEPS_PER_EPOCH
-    state, log = final_state(tmp_path)
-    assert_equal(state, straight[0])
-    assert log == straight[1]
+    assert_equal(final_state(tmp_path), straight)
 
 
 def test_resume_reads_only_what_is_left(tmp_path):
