@@ -36,7 +36,7 @@ def test_the_line_says_everything(ledger, tmp_path):
     HALFWAY.write(tmp_path / "t4")
     frame = view()
     assert frame.live.text()[9:] == (
-        "| 4/8 trials | 1 FAILED | 1 running, 2 done, 1 stopped, 3 waiting | epochs #4 0.5 of 3 | 12.3 samples/s"
+        "4/8 trials | 1 FAILED | 1 running, 2 done, 1 stopped, 3 waiting | epochs #4 0.5 of 3 | 12.3 samples/s"
         " | data wait 7% | best val/iou 0.8 (#3) | ETA 1m00s"
     )
     assert frame.finished == ()  # these ended under another driver

@@ -47,7 +47,7 @@ class SweepLine:
         running = [record for record in records if record.state == "running"]
         seen = self._poll(running)
         waiting = max(self._total - len(records), 0) + ledger.count("interrupted")
-        parts = [Part(f"{sum(record.ended for record in records)}/{self._total} trials")]
+        parts: list[Part] = []
         if ledger.count("failed"):
             parts.append(Part(f"{ledger.count('failed')} FAILED"))
         counts = f"{len(running)} running, {ledger.count('done')} done, {ledger.count('stopped')} stopped"
@@ -60,7 +60,8 @@ class SweepLine:
         if best is not None:
             parts.append(Part(f"best {self._objective} {number(best.objective)} (#{best.number})", 1))
         parts.append(Part(eta(self._time_left(records, seen, waiting))))
-        return Line(clock, tuple(parts), self._fraction(records, seen))
+        head = f"{clock} {sum(record.ended for record in records)}/{self._total} trials"
+        return Line(head, tuple(parts), self._fraction(records, seen))
 
     def _poll(self, running: Sequence[TrialRecord]) -> dict[str, Progress]:
         """Progress of the running trials, by their ids."""
