@@ -169,6 +169,8 @@ def _train_epoch(training: Training, train_stream: SampleStream, val_stream: Sam
         improved = _due(config.eval.every, before, after) and _evaluate(training, val_stream)
         if improved or _due(config.checkpoint.every, before, after):
             _checkpoint(training)
+        if training.phase != "train":
+            _begin_phase(training, "train", training.batches_per_epoch)
 
 
 def _finish_epoch(training: Training, train_stream: SampleStream, val_stream: SampleStream | None) -> None:
@@ -214,6 +216,7 @@ def _list_corrupt_samples(training: Training, streams: Sequence[SampleStream]) -
 
 
 def _begin_phase(training: Training, phase: str, total: int) -> None:
+    training.phase = phase
     for callback in training.callbacks:
         callback.on_phase(training, phase, total)
 

@@ -88,6 +88,7 @@ class Training:
         self.callbacks = sorted(callbacks, key=lambda callback: callback.priority)
         self.provenance = dict(provenance or {})
         self.cursor = Cursor()
+        self.phase = "start"  # then "train", "val" or "checkpoint"
         self.meter = IntervalMeter()
         self.timer = StepTimer(workers.device)
         self.system = SystemMeter(workers.device)
