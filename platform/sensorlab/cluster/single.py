@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sensorlab.cluster.files import REPORT, read_json, write_json
+from sensorlab.cluster.lease import DRIVER, hold
 from sensorlab.cluster.preflight import concurrent_runs, open_tracking
 from sensorlab.cluster.progress import RunLine, Ticker
 from sensorlab.cluster.start import Cluster
@@ -109,12 +110,18 @@ def run_single(plan: RunPlan, cluster: Cluster, program: Program) -> dict[str, A
     """Train to the end, from the latest checkpoint if there is one, and print what came of it.
 
     Raises:
-        UserError: it does not fit on the cluster, or the run cannot start or go on as configured.
+        UserError: it does not fit on the cluster, the run cannot start or go on as configured, or another process
+            works on it.
     """
+    store = check_single(plan, cluster)
+    with hold(plan.run_dir, DRIVER):
+        return _run(plan, cluster, program, store)
+
+
+def _run(plan: RunPlan, cluster: Cluster, program: Program, store: Store | None) -> dict[str, Any]:
     config = plan.experiment
     needs = demand(config, in_sweep=False)
     alone = trains_in_process(config.resources, in_sweep=False, local=cluster.local)
-    store = check_single(plan, cluster)
     run_id = plan.run_id or (_create_run(store, plan) if store else None)
     plan.save(run_id)
     print(f"run {plan.run_dir.name}: {needs.describe()}; files in {plan.run_dir}", flush=True)

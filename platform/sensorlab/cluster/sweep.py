@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensorlab.cluster.files import read_json, write_json
+from sensorlab.cluster.lease import DRIVER, hold
 from sensorlab.cluster.ledger import Ledger, share_ledger
 from sensorlab.cluster.preflight import concurrent_runs, open_tracking
 from sensorlab.cluster.progress import SweepLine, Ticker
@@ -135,12 +136,18 @@ def run_sweep(plan: SweepPlan, cluster: Cluster, program: Program, resume: bool 
     """Run (or go on with) a sweep to its end and print its outcome.
 
     Raises:
-        UserError: it does not fit on the cluster, or the store or the output directory cannot be used.
+        UserError: it does not fit on the cluster, the store or the output directory cannot be used, or another process
+            works on this sweep.
     """
+    concurrent, store = check_sweep(plan, cluster)
+    with hold(plan.directory, DRIVER):
+        return _run(plan, program, resume, concurrent, store)
+
+
+def _run(plan: SweepPlan, program: Program, resume: bool, concurrent: int, store: Store | None) -> SweepOutcome:
     from sensorlab.cluster.monitor import SweepDriver, share_driver
 
     sweep = plan.sweep
-    concurrent, store = check_sweep(plan, cluster)
     needs = demand(plan.experiment, in_sweep=True)
     print(f"sweep {plan.name}: {sweep.total_trials} trials, {concurrent} at a time, each with {needs.describe()}")
     plan.save()
@@ -208,7 +215,7 @@ def _new_tuner(plan: SweepPlan, trainable: Any, concurrent: int) -> Any:
             num_samples=1 if sweep.algorithm == "grid" else sweep.num_trials,
             max_concurrent_trials=concurrent if sweep.algorithm == "optuna" else None,
             time_budget_s=sweep.time_budget_s,
-            reuse_actors=_trials_train_in_process(plan),  # a stopped group takes its process along
+            reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from sensorlab.cluster.files import REPORT, RESULT, STOPPED, read_json
 from sensorlab.cluster.sweep_config import decode_values, resolve
 from sensorlab.cluster.trainer import fit_run
-from sensorlab.cluster.worker import Program, RunSpec, TrackingTarget, send_to_train, send_to_tune
+from sensorlab.cluster.worker import Program, Report, RunSpec, TrackingTarget, send_to_train, send_to_tune
 from sensorlab.errors import UserError
 
 ORDER = "trial.json"  # written by the driver before the trial starts: its number, tracking run and expected digest
@@ -40,6 +41,19 @@ class TrialPlan:
         return Path(self.sweep_dir) / "trials" / trial_id
 
 
+class Once:
+    """Passes a trial's reports on to Tune: each step's once, whatever was repeated after a restart."""
+
+    def __init__(self, send: Callable[[Report], None] = send_to_tune) -> None:
+        self._send = send
+        self._step = -1  # of the latest report that was passed on
+
+    def __call__(self, report: Report) -> None:
+        if report["step"] > self._step:
+            self._step = report["step"]
+            self._send(report)
+
+
 def run_trial(plan: TrialPlan, values: Mapping[str, Any]) -> None:
     """Train one configuration and report every epoch to Tune.
 
@@ -58,13 +72,14 @@ def run_trial(plan: TrialPlan, values: Mapping[str, Any]) -> None:
     if last is not None and (run_dir / STOPPED).exists():
         send_to_tune({**last, ALREADY_STOPPED: True})
         return
+    send = Once()
     if last is not None:
-        send_to_tune(last)  # the scheduler may not have seen it: it decides with the values of every rung
+        send(last)  # the scheduler may not have seen it: it decides with the values of every rung
     order = _await_order(run_dir)
     try:
         if order.get("error"):
             raise UserError(order["error"])
-        _train(plan, trial_id, decode_values(values), order)
+        _train(plan, trial_id, decode_values(values), order, send)
     except UserError as error:
         send_to_tune(_failure(plan, str(error), last))
     except Exception as error:
@@ -74,9 +89,7 @@ def run_trial(plan: TrialPlan, values: Mapping[str, Any]) -> None:
         send_to_tune(_failure(plan, f"{type(error).__name__}: {_last_line(str(error))}", last))
 
 
-def _train(plan: TrialPlan, trial_id: str, values: Mapping[str, Any], order: Mapping[str, Any]) -> None:
-    from ray.tune.integration.ray_train import TuneReportCallback
-
+def _train(plan: TrialPlan, trial_id: str, values: Mapping[str, Any], order: Mapping[str, Any], send: Once) -> None:
     tracking = None
     if plan.tracking_uri is not None and order.get("run_id"):
         tracking = TrackingTarget(plan.tracking_uri, order["run_id"], values, plan.log_scaled, plan.code_root)
@@ -88,13 +101,13 @@ def _train(plan: TrialPlan, trial_id: str, values: Mapping[str, Any], order: Map
         in_process=plan.in_process,
         tracking=tracking,
     )
-    fit_run(
-        spec,
-        name=f"train-{trial_id}",
-        send=send_to_tune if plan.in_process else send_to_train,
-        max_failures=plan.max_failures,
-        callbacks=[] if plan.in_process else [TuneReportCallback()],
-    )
+    fit = functools.partial(fit_run, spec, name=f"train-{trial_id}", max_failures=plan.max_failures)
+    if plan.in_process:
+        fit(send=send)
+        return
+    from sensorlab.cluster.relay import train_group
+
+    train_group(lambda callbacks: fit(send=send_to_train, callbacks=callbacks), send)
 
 
 def _await_order(run_dir: Path) -> dict[str, Any]:

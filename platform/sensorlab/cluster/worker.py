@@ -6,6 +6,7 @@ a single run in the driver. They differ in where reports go.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import socket
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sensorlab.cluster.files import REPORT, RESULT, write_json
+from sensorlab.cluster.lease import STALE_S, TRAINING, LeaseGuard, hold
 from sensorlab.cluster.progress import ProgressWriter
 from sensorlab.config import digest
 from sensorlab.engine.callbacks.base import Callback
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from sensorlab.engine.workers import WorkerGroup
 
 Report = dict[str, Any]
+
+_LEASE_PATIENCE_S = STALE_S + 30  # what a killed driver leaves on a cluster takes a while to end
 
 
 class Program(Protocol):
@@ -92,6 +96,10 @@ class RunContext:
 class Reporter(Callback):
     """Reports each evaluated epoch to whoever schedules the run.
 
+    An attempt that was killed between the checkpoint of an epoch and its report may or may not have sent it, so the
+    next attempt sends it (again) before it goes on: no report is lost. Whoever passes reports on to a scheduler drops
+    what it has passed on before (:class:`sensorlab.cluster.trial.Once`): none counts twice.
+
     The report carries the digest of the configuration that the engine holds: the driver compares it with the one of
     the configuration that it sent, so a trial that ignores its values cannot pass for one that used them.
     """
@@ -104,7 +112,17 @@ class Reporter(Callback):
         self._objective = objective
         self._worst = -math.inf if mode == "max" else math.inf
         self._send = send
-        self._evaluated = False
+        self._evaluated = False  # since the last report
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"evaluated": self._evaluated}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._evaluated = bool(state.get("evaluated", False))
+
+    def on_fit_start(self, training: Training) -> None:
+        if training.cursor.batch == 0 or training.finished:  # else the epoch's end is still to come
+            self.on_epoch_end(training, training.metrics)
 
     def on_metrics(self, training: Training, metrics: Mapping[str, float], step: int) -> None:
         self._evaluated = self._evaluated or self._objective in metrics
@@ -115,7 +133,7 @@ class Reporter(Callback):
         self._evaluated = False
         best = training.store.best()
         self.report(
-            epoch=training.cursor.epoch,
+            epoch=training.cursor.epochs_begun,
             step=training.cursor.step,
             metrics=metrics,
             config_digest=digest(training.config),
@@ -159,6 +177,9 @@ def train_worker(loop_config: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         What the training left: metrics, steps, epochs, checkpoints; the same on every worker.
+
+    Raises:
+        UserError: another process trains this run, and goes on doing so.
     """
     import torch
 
@@ -168,11 +189,13 @@ def train_worker(loop_config: Mapping[str, Any]) -> dict[str, Any]:
     workers = _workers(spec, config.resources.gpus_per_worker)
     reporter = Reporter(spec, config.eval.metric, config.eval.mode, loop_config["send"])
     callbacks: list[Callback] = [ProgressWriter(), reporter]
-    if workers.is_main:
-        callbacks += _recording(spec)
-    result = dict(spec.program.train(RunContext(spec, config, workers, callbacks)))
-    if workers.is_main:
-        write_json(Path(spec.run_dir) / RESULT, result)
+    with contextlib.ExitStack() as stack:
+        if workers.is_main:
+            lease = stack.enter_context(hold(Path(spec.run_dir), TRAINING, patience_s=_LEASE_PATIENCE_S))
+            callbacks += [LeaseGuard(lease), *_recording(spec)]
+        result = dict(spec.program.train(RunContext(spec, config, workers, callbacks)))
+        if workers.is_main:
+            write_json(Path(spec.run_dir) / RESULT, result)
     return result
 
 

@@ -1,7 +1,8 @@
 """The train function without Ray: reports, files, and what counts as the user's mistake."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,10 +11,15 @@ from toy_program import ToyProgram
 
 from sensorlab.cluster.files import PROGRESS, REPORT, RESULT, read_json
 from sensorlab.cluster.trainer import trains_in_process
+from sensorlab.cluster.trial import Once
 from sensorlab.cluster.worker import Reporter, RunSpec, keep_report, train_worker, user_error_in
 from sensorlab.config import as_dict, digest
+from sensorlab.engine.callbacks.base import Callback
+from sensorlab.engine.fit import fit
+from sensorlab.engine.training import Cursor
 from sensorlab.errors import UserError
-from sensorlab.experiment import ResourcesConfig, experiment_from
+from sensorlab.experiment import EvalConfig, ResourcesConfig, experiment_from
+from toy import ToyStream, ToyTask, toy_experiment
 
 
 @pytest.fixture
@@ -72,7 +78,7 @@ def test_epochs_without_evaluation_are_not_reported(spec):
     reporter = Reporter(spec, "val/iou", "max", sent.append)
     training = SimpleNamespace(
         config=experiment_from(spec.experiment),
-        cursor=SimpleNamespace(epoch=1, step=5),
+        cursor=Cursor(1, 0, 5),
         workers=SimpleNamespace(is_main=False),
         store=SimpleNamespace(best=lambda: None),
         protocols={},
@@ -84,6 +90,71 @@ def test_epochs_without_evaluation_are_not_reported(spec):
     reporter.on_epoch_end(training, {"train/loss": 1.0, "val/iou": math.nan})
     assert sent[0]["objective"] == -math.inf  # schedulers compare numbers
     assert "val/iou" not in sent[0]["metrics"]
+
+
+class End(BaseException):
+    """Stands for SIGKILL: nothing in the loop may hide it."""
+
+
+class EndsBeforeTheReport(Callback):
+    """Ends the training at the end of an epoch: after its checkpoint, before its report."""
+
+    priority = 89
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def on_epoch_end(self, training, metrics):
+        if training.cursor.epoch == self._epoch:
+            raise End
+
+
+def attempt(spec, send, *callbacks):
+    """Train the toy to its end from its latest checkpoint, with a reporter as every worker has one."""
+    config = toy_experiment(eval=EvalConfig(metric="val/mse", mode="min"))
+    task = ToyTask(config.task)
+    streams = (ToyStream(12, 4, task), ToyStream(6, 4, task, training=False))
+    reporter = Reporter(spec, "val/mse", "min", send)
+    fit(config, task, *streams, run_dir=Path(spec.run_dir), callbacks=[reporter, *callbacks])
+
+
+def test_a_report_that_was_lost_between_checkpoint_and_report_is_sent_by_the_next_attempt(spec):
+    straight, first, second = [], [], []
+    attempt(replace(spec, run_dir=f"{spec.run_dir}-straight"), straight.append)
+    with pytest.raises(End):
+        attempt(spec, first.append, EndsBeforeTheReport(epoch=2))
+    assert [report["epoch"] for report in first] == [1]
+    attempt(spec, second.append)
+    assert [report["epoch"] for report in second] == [2, 3], "epoch 2 was lost"
+    for report, expected in zip(first + second, straight, strict=True):
+        assert (report["step"], report["objective"]) == (expected["step"], expected["objective"])
+
+
+def test_the_report_of_the_last_epoch_is_not_lost_either(spec):
+    sent = []
+    with pytest.raises(End):
+        attempt(spec, sent.append, EndsBeforeTheReport(epoch=3))
+    attempt(spec, sent.append)
+    assert [report["epoch"] for report in sent] == [1, 2, 3]
+
+
+def test_a_report_that_was_sent_before_the_end_reaches_the_scheduler_once(spec):
+    reached = []
+
+    def sent_then_killed(report):
+        reached.append(report)
+        if report["epoch"] == 2:
+            raise End
+
+    with pytest.raises(End):
+        attempt(spec, sent_then_killed)
+    # What a trial does that starts again: the last report on disk first, since nobody knows whether it arrived.
+    again = []
+    send = Once(again.append)
+    send(read_json(Path(spec.run_dir) / REPORT))
+    attempt(spec, send)
+    assert [report["epoch"] for report in reached] == [1, 2]
+    assert [report["epoch"] for report in again] == [2, 3]
 
 
 @dataclass

@@ -14,6 +14,7 @@ from typing import Any
 
 from sensorlab.cluster.worker import RunContext, RunSpec
 from sensorlab.config import digest
+from sensorlab.engine.training import Cursor
 from sensorlab.errors import UserError
 
 
@@ -94,7 +95,7 @@ def toy_training(context: RunContext, config: Any, total: int) -> Any:
         ema=None,
         workers=context.workers,
         run_dir=context.run_dir,
-        cursor=SimpleNamespace(epoch=0, batch=0, step=0),
+        cursor=Cursor(),
         batches_per_epoch=10,
         total_steps=10 * total,
         total_epochs=total,
