@@ -126,14 +126,43 @@ def test_a_class_balanced_stream_is_one_dataset_as_ever(ray_cluster: None, split
     assert received == [read(LocalStream(spec, rank, 2, end_epoch=2)) for rank in range(2)]
 
 
-def test_a_stream_is_given_a_dataset_unless_its_order_is_adaptive(ray_cluster: None, split: Split) -> None:
+def test_an_adaptive_stream_takes_no_dataset(ray_cluster: None, split: Split) -> None:
     from sensorlab.data.ray_stream import RayStream, ray_dataset
 
-    adaptive, fixed = make_spec(split, WEIGHTS), make_spec(split, ClassBalancedSampling(aspect_groups=True))
-    with pytest.raises(ValueError, match="makes its own datasets"):
-        RayStream(adaptive, ray_dataset(adaptive, 1).iterator())
-    with pytest.raises(ValueError, match="every other one is given one"):
-        RayStream(fixed, None)
+    spec = make_spec(split, WEIGHTS)
+    with pytest.raises(ValueError, match="no dataset can be made before its epoch"):
+        RayStream(spec, ray_dataset(spec, 1).iterator())
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_stream_without_a_dataset_makes_its_own_piece_by_piece(
+    ray_cluster: None, split: Split, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of three batches end in the middle of epochs of four, and go on across their border."""
+    from sensorlab.data import ray_stream
+
+    monkeypatch.setattr(ray_stream, "PIECE_TASKS", 3)
+    spec = make_spec(split, ClassBalancedSampling(aspect_groups=True), batches_per_task=1)
+    assert spec.plan.batches_per_epoch == 4
+    for rank in range(world):
+        whole = read(LocalStream(spec, rank, world, end_epoch=2))
+        for start in [(0, 0), (1, 1)]:
+            stream = ray_stream.RayStream(spec, None, rank, world, start=start, end_epoch=2)
+            assert read(stream, start) == {cursor: batch for cursor, batch in whole.items() if cursor >= start}
+    evaluation = StreamSpec(split, PointTask(), 2, 3, False, StreamConfig(batches_per_task=1))
+    stream, local = ray_stream.RayStream(evaluation, None, 0, 2), LocalStream(evaluation, 0, 2)
+    for _ in range(2):
+        expected = [batch["index"].tolist() for batch in local.batches(0)]
+        assert [batch["index"].tolist() for batch in stream.batches(0)] == expected
+
+
+def test_the_pieces_of_all_workers_share_the_tasks_and_the_object_store(ray_cluster: None, split: Split) -> None:
+    from sensorlab.data.ray_stream import ray_dataset
+
+    spec = make_spec(split, WEIGHTS, tasks=4, task_cpus=0.25)
+    shares = [ray_dataset(spec, 6, rank=rank).context.override_object_store_memory_limit_fraction for rank in range(6)]
+    assert sum(shares) == pytest.approx(0.5)
+    assert ray_dataset(spec, 6).context.override_object_store_memory_limit_fraction == 0.5
 
 
 @pytest.mark.slow

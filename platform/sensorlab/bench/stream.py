@@ -134,9 +134,9 @@ def _dataloader_epochs(spec: StreamSpec, processes: int, epochs: int) -> Iterato
 
 
 def _ray_epochs(spec: StreamSpec, epochs: int) -> Iterator[Iterable[TensorBatch]]:
-    from sensorlab.data.ray_stream import RayStream, ray_dataset
+    from sensorlab.data.ray_stream import RayStream
 
-    stream = RayStream(spec, ray_dataset(spec, 1, end_epoch=epochs).iterator(), end_epoch=epochs)
+    stream = RayStream(spec, None, end_epoch=epochs)
     for epoch in range(epochs):
         yield stream.batches(epoch)
     stream.close()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sensorlab.data.order import Scores
 from sensorlab.data.ordered import OrderedPrefetcher
 from sensorlab.data.plan import WorkerBatch
+from sensorlab.data.shards import ROW_GROUP_CACHE
 from sensorlab.data.stream import PrefetchedStream, StreamSpec
 
 
@@ -22,6 +23,7 @@ class LocalStream(PrefetchedStream):
 
     def _open(self, start: tuple[int, int], end_epoch: int, scores: Scores) -> OrderedPrefetcher:
         config = self.spec.config
+        ROW_GROUP_CACHE.hold(self.spec.window)
         jobs = self._jobs(start, end_epoch, scores)
         return OrderedPrefetcher(jobs, self.spec.maker, config.threads, config.prefetch_batches, "local-stream")
 

@@ -6,21 +6,23 @@ gives row ``k`` to worker ``k mod n`` when every block holds one row: the splitt
 the fewest rows so far (``ray/data/_internal/execution/operators/output_splitter.py``). Nothing relies on that blindly:
 each row says which worker batch it is, and :class:`RayStream` refuses any other than the one it expects.
 
-One training dataset covers all epochs from the cursor to the end, so the first batches of an epoch are made while the
-last ones of the epoch before are trained on.
-
-An adaptive order (:class:`~sensorlab.data.order.OrderPolicy`) is known only when the epoch before has been evaluated,
-too late for a dataset that Ray Train splits before the workers start. There, each worker makes and executes a dataset
-of its own batches when an epoch begins: no coordinator, the same tasks, together on the same number of CPUs.
+Such a dataset covers all epochs from the cursor to the end, so the first batches of an epoch are made while the last
+ones of the epoch before are trained on. Its plan is written before the first batch comes, one object per task (0.8 ms
+each), and an adaptive order (:class:`~sensorlab.data.order.OrderPolicy`), which is known only when the epoch before has
+been evaluated, cannot be written at all. A stream that is given no dataset therefore makes its own, piece by piece:
+each worker executes datasets of its own batches, one after the other, without a coordinator; the next piece starts
+while the last batches of the one before wait in the look-ahead. All workers' tasks together use the same number of
+CPUs, and the same share of the object store, as those of one dataset would.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 _JOIN_TIMEOUT_S = 5.0
+PIECE_TASKS = 128  # of the datasets that a stream makes for itself; starting one takes about 0.1 s
+# Of the object store, for the output of all executions of a run; Ray's own default for each of them.
+_OBJECT_STORE_SHARE = 0.5
 
 
 def configure_data_context() -> None:
@@ -83,15 +88,17 @@ def ray_dataset(
     end_epoch: int = 1,
     rank: int | None = None,
     scores: Scores | None = None,
+    max_tasks: int | None = None,
 ) -> ray.data.Dataset:
     """The dataset that feeds ``world_size`` workers; give it to Ray Train, which splits it, or use ``.iterator()``.
 
-    Nothing before the cursor ``start`` = (epoch, batch) is read. Evaluation ignores ``start`` and ``end_epoch``: its
-    dataset is one pass over the split, executed again for each evaluation.
+    Nothing before the cursor ``start`` = (epoch, batch) is read. For all workers of an evaluation ``start`` and
+    ``end_epoch`` mean nothing: the dataset is one pass over the split, executed again for each evaluation.
 
     Args:
         rank: of the only worker that the dataset feeds, one of ``world_size`` that have one each and share the tasks.
         scores: of the classes, for an adaptive order.
+        max_tasks: the dataset ends after the batches of so many tasks.
 
     Raises:
         UserError: the global batch does not divide by ``world_size``, or nothing is left to do.
@@ -102,16 +109,19 @@ def ray_dataset(
     configure_data_context()
     plan, config = spec.plan, spec.config
     plan.check_divides(world_size)
-    if not spec.training:
+    if not spec.training and rank is None:
         start, end_epoch = (0, 0), 1
-    chunks = _plan_chunks(spec, world_size, start, end_epoch, rank)
+    ranks = range(world_size) if rank is None else range(rank, rank + 1)
+    limit = None if max_tasks is None else max_tasks * config.batches_per_task // len(ranks)
+    cursors = itertools.islice(plan.cursors(start, end_epoch), limit)
+    chunks = _plan_chunks(cursors, ranks, config.batches_per_task)
     if not chunks:
         raise UserError(f"nothing to stream: the cursor {start} is at or behind the end of epoch {end_epoch - 1}")
     work = spec.maker.reader if config.transform_in == "worker" else spec.maker
     sharing = 1 if rank is None else world_size
     tasks = max(1, config.tasks // sharing)
     dataset = ray.data.from_blocks(chunks).map_batches(
-        MakeBlocks(plan, plan.fingerprint, world_size, work, dict(scores or {})),
+        MakeBlocks(plan, plan.fingerprint, world_size, work, dict(scores or {}), spec.window),
         batch_size=None,  # a task gets a whole chunk
         batch_format="pyarrow",
         # A task that waits for its consumer keeps its CPUs: all workers' tasks must fit side by side.
@@ -120,34 +130,42 @@ def ray_dataset(
     )
     # A row cannot be split, and a block is closed as soon as it is larger than this: one row per block, always.
     dataset.context.target_max_block_size = 1
+    dataset.context.override_object_store_memory_limit_fraction = _OBJECT_STORE_SHARE / sharing
     return dataset
 
 
-def _plan_chunks(
-    spec: StreamSpec, world_size: int, start: tuple[int, int], end_epoch: int, rank: int | None = None
-) -> list[pa.Table]:
-    """Tables of (epoch, batch, rank), one per task; all rows in stream order."""
-    cursors = np.array(list(spec.plan.cursors(start, end_epoch)), np.int64).reshape(-1, 2)
-    ranks = np.arange(world_size) if rank is None else np.array([rank])
+def _plan_chunks(cursors: Iterable[tuple[int, int]], ranks: Sequence[int], size: int) -> list[pa.Table]:
+    """Tables of (epoch, batch, rank), ``size`` rows for each task; all rows in stream order."""
+    pairs = np.array(list(cursors), np.int64).reshape(-1, 2)
     table = pa.table(
         {
-            "epoch": np.repeat(cursors[:, 0], len(ranks)),
-            "batch": np.repeat(cursors[:, 1], len(ranks)),
-            "rank": np.tile(ranks, len(cursors)),
+            "epoch": np.repeat(pairs[:, 0], len(ranks)),
+            "batch": np.repeat(pairs[:, 1], len(ranks)),
+            "rank": np.tile(ranks, len(pairs)),
         }
     )
-    size = spec.config.batches_per_task
     return [table.slice(first, size) for first in range(0, table.num_rows, size)]
 
 
+def makes_own_datasets(spec: StreamSpec, world_size: int) -> bool:
+    """Whether the workers of a training should be given no dataset, and make their own.
+
+    An adaptive order leaves no choice. Otherwise one worker does without the plan of the whole training, whose start
+    grows with its length (2.6 s for 25,000 batches), while several share what a task has read: those of a dataset of
+    their own each read every row group of a window for their slice of it.
+    """
+    return spec.training and (spec.plan.adaptive or world_size == 1)
+
+
 class RayStream(PrefetchedStream):
-    """One worker's end of a :func:`ray_dataset`.
+    """One worker's end of a :func:`ray_dataset`, or of datasets that it makes for itself.
 
     Args:
         spec: equal to the one that the dataset was made from.
-        iterator: this worker's shard (``ray.train.get_dataset_shard``) or, for a single worker, ``dataset.iterator()``;
-            ``None`` for an adaptive order, where the stream makes a dataset of its own for every epoch.
-        start, end_epoch: as given to :func:`ray_dataset`.
+        iterator: this worker's shard (``ray.train.get_dataset_shard``) or, for a single worker, ``dataset.iterator()``.
+            ``None``: the stream makes its own datasets, and can be asked for any cursor at any time.
+        start: as given to :func:`ray_dataset`.
+        end_epoch: as given to :func:`ray_dataset`; the look-ahead stops there.
     """
 
     def __init__(
@@ -160,29 +178,40 @@ class RayStream(PrefetchedStream):
         end_epoch: int = 1,
     ) -> None:
         super().__init__(spec, rank, world_size, end_epoch)
-        if (iterator is None) != self.is_adaptive:
-            raise ValueError("a stream of an adaptive order makes its own datasets; every other one is given one")
+        if iterator is not None and self.is_adaptive:
+            raise ValueError("the order of this stream is adaptive, so that no dataset can be made before its epoch")
         self._iterator = iterator
         self._start = self.plan.normal_cursor(start) if spec.training else (0, 0)
 
     def _open(self, start: tuple[int, int], end_epoch: int, scores: Scores) -> OrderedPrefetcher:
         config = self.spec.config
-        blocks = self._dataset(start, end_epoch, scores).iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=min(2, config.prefetch_batches)
-        )
         make = functools.partial(self._make, scores=scores)
-        expected = self.plan.cursors(start, end_epoch)
-        return OrderedPrefetcher(_paired(expected, blocks), make, config.threads, config.prefetch_batches, "ray-stream")
+        source = self._received(start, end_epoch, scores)
+        return OrderedPrefetcher(source, make, config.threads, config.prefetch_batches, "ray-stream")
 
-    def _dataset(self, start: tuple[int, int], end_epoch: int, scores: Scores) -> ray.data.DataIterator:
-        if self._iterator is None:
-            return ray_dataset(self.spec, self.world_size, start, end_epoch, self.rank, scores).iterator()
-        if start != self._start:
-            raise RuntimeError(
-                f"this stream was planned to start at (epoch, batch) {self._start} and was asked for {start}: "
-                "a training stream runs forward only, make a new dataset to move it"
-            )
-        return self._iterator
+    def _received(
+        self, start: tuple[int, int], end_epoch: int, scores: Scores
+    ) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+        """Every cursor with its block."""
+        cursors = self.plan.cursors(start, end_epoch)
+        if self._iterator is not None:
+            if start != self._start:
+                raise RuntimeError(
+                    f"this stream was planned to start at (epoch, batch) {self._start} and was asked for {start}: "
+                    "a training stream runs forward only, make a new dataset to move it"
+                )
+            yield from self._blocks_of(self._iterator, cursors)
+            return
+        while piece := list(itertools.islice(cursors, PIECE_TASKS * self.spec.config.batches_per_task)):
+            dataset = ray_dataset(self.spec, self.world_size, piece[0], end_epoch, self.rank, scores, PIECE_TASKS)
+            yield from self._blocks_of(dataset.iterator(), piece)
+
+    def _blocks_of(
+        self, iterator: ray.data.DataIterator, cursors: Iterable[tuple[int, int]]
+    ) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+        ahead = min(2, self.spec.config.prefetch_batches)
+        blocks = iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=ahead)
+        return _paired(cursors, blocks)
 
     def _make(self, pair: tuple[tuple[int, int], pa.Table], scores: Scores) -> Made:
         (epoch, batch), block = pair
@@ -214,9 +243,9 @@ class RayStream(PrefetchedStream):
 
 
 def _paired(
-    cursors: Iterator[tuple[int, int]], blocks: Iterable[pa.Table]
+    cursors: Iterable[tuple[int, int]], blocks: Iterable[pa.Table]
 ) -> Iterator[tuple[tuple[int, int], pa.Table]]:
-    """Each expected cursor with the block that arrived; ends early when the blocks do.
+    """Each expected cursor with the block that arrived.
 
     Closing it ends Ray's execution and waits for the threads that Ray started for the iteration. They are daemons that
     nobody joins, and Ray ends the whole process, with exit code 1, when one of them is still at work in
@@ -228,7 +257,7 @@ def _paired(
         for cursor in cursors:
             block = next(iterator, None)
             if block is None:
-                return
+                raise RuntimeError(f"the dataset ended before epoch {cursor[0]}, batch {cursor[1]}")
             yield cursor, block
         next(iterator, None)  # nothing more comes; reaching the end lets Ray stop its prefetching thread
     finally:

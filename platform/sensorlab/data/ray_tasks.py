@@ -11,6 +11,7 @@ from sensorlab.data.batch import BatchMaker, RowReader
 from sensorlab.data.order import Scores
 from sensorlab.data.payload import encode_payload, pack_arrays, pack_table
 from sensorlab.data.plan import StreamPlan, WorkerBatch
+from sensorlab.data.shards import ROW_GROUP_CACHE
 from sensorlab.errors import UserError
 
 
@@ -21,6 +22,7 @@ class MakeBlocks:
     Args:
         work: a reader (the blocks hold compressed samples) or a batch maker (they hold the collated arrays).
         scores: of the classes, where the plan's order is adaptive.
+        window: row groups that the order mixes, which this process should hold.
     """
 
     plan: StreamPlan
@@ -28,8 +30,10 @@ class MakeBlocks:
     world_size: int
     work: RowReader | BatchMaker
     scores: Scores = field(default_factory=dict)
+    window: int = 0
 
     def __call__(self, chunk: pa.Table) -> Iterator[pa.Table]:
+        ROW_GROUP_CACHE.hold(self.window)
         for epoch, batch, rank in zip(
             *(chunk.column(name).to_pylist() for name in ("epoch", "batch", "rank")), strict=True
         ):

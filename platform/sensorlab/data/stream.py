@@ -146,6 +146,11 @@ class StreamSpec:
             pad=config.last_batch == "pad",
         )
 
+    @property
+    def window(self) -> int:
+        """Row groups that the order goes to and fro between; a process that reads them one by one should hold them."""
+        return self.config.window_row_groups if self.training else 0
+
     @cached_property
     def maker(self) -> BatchMaker:
         reader = RowReader(self.split, tuple(self.task.columns), self.config.max_corrupt_fraction > 0)

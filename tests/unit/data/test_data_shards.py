@@ -7,6 +7,7 @@ import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -145,6 +146,24 @@ def test_cache_is_bounded_in_bytes_and_drops_the_oldest() -> None:
     assert cache.nbytes <= 2_500_000
     get("huge", 5.0)
     assert cache.nbytes <= 2_500_000
+
+
+def test_cache_holds_a_window_beyond_its_bytes_but_not_beyond_those_of_a_window() -> None:
+    cache, table = RowGroupCache(max_bytes=2_500_000, window_bytes=6_500_000), pa.table({"x": np.zeros(125_000)})
+
+    def held_after(keys: int) -> int:
+        cache.clear()
+        for key in range(keys):
+            cache.get(key, lambda: table)
+        return len(cache)
+
+    assert held_after(5) == 2
+    cache.hold(4)
+    cache.hold(3)  # of another reader: the larger one counts
+    assert held_after(4) == 4
+    assert held_after(5) == 4
+    cache.hold(9)
+    assert held_after(9) == 6
 
 
 def test_cache_loads_once_for_many_threads_and_does_not_keep_errors() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from stream_toys import ToyTask, toy_split
@@ -17,6 +18,7 @@ from sensorlab.data.local_stream import LocalStream
 from sensorlab.data.order import SequentialOrder
 from sensorlab.data.payload import CorruptSample
 from sensorlab.data.sampling import ClassBalancedSampling, ImageWeightsSampling, RepeatFactorSampling, SamplingConfig
+from sensorlab.data.shards import RowGroupCache, read_row_group
 from sensorlab.data.stream import StreamConfig, StreamSpec
 from sensorlab.errors import UserError
 
@@ -153,3 +155,26 @@ def test_noting_a_corrupt_sample_twice_counts_it_once(split: Split) -> None:
     stream.note_corrupt([sample, sample])
     stream.note_corrupt([sample])
     assert stream.corrupt_samples == [sample]
+
+
+@pytest.mark.parametrize("window_bytes", [0, 1 << 30])
+def test_a_large_window_is_held_so_that_its_row_groups_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window_bytes: int
+) -> None:
+    """160 samples, all of them one window, in 20 row groups of which the cache has room for 5 by itself."""
+    split = toy_split(tmp_path, (160,), group=8)
+    table = read_row_group(split.shards[0], 0, ("token", "cameras", "lidars"))
+    cache = RowGroupCache(max_bytes=5 * table.get_total_buffer_size(), window_bytes=window_bytes)
+    reads: list[int] = []
+
+    def read(path: str, group: int, columns: Sequence[str]) -> pa.Table:
+        reads.append(group)
+        return read_row_group(path, group, columns)
+
+    monkeypatch.setattr("sensorlab.data.dataset.ROW_GROUP_CACHE", cache)
+    monkeypatch.setattr("sensorlab.data.local_stream.ROW_GROUP_CACHE", cache)
+    monkeypatch.setattr("sensorlab.data.dataset.read_row_group", read)
+    spec = StreamSpec(split, ToyTask(), 4, 3, True, StreamConfig(window_row_groups=20))
+    assert len(rows_of(LocalStream(spec).batches(0))) == 40
+    amplification = len(reads) * 8 / 160  # rows read for each that is used
+    assert amplification == 1.0 if window_bytes else amplification > 3.0
