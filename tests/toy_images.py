@@ -20,7 +20,6 @@ from sensorlab.data.dataset import Split
 from sensorlab.data.local_stream import LocalStream
 from sensorlab.data.random_streams import SampleRandom, keyed_generator
 from sensorlab.data.sample import Boxes, Sample
-from sensorlab.data.sampling import ImageWeightsSampling
 from sensorlab.data.shards import write_shard
 from sensorlab.data.stream import StreamConfig, StreamSpec
 from sensorlab.experiment import ExperimentConfig
@@ -160,6 +159,6 @@ def streams(
 ) -> tuple[LocalStream, LocalStream]:
     """Training and validation streams of ``config``, of the splits that :func:`write_splits` wrote to its ``path``."""
     batch, root, threads = config.data.global_batch, config.data.path, StreamConfig(threads=1)
-    train = StreamSpec(split(root, "train"), task, batch, config.seed, True, threads, sampling=ImageWeightsSampling())
+    train = StreamSpec(split(root, "train"), task, batch, config.seed, True, threads, sampling=config.data.sampling)
     val = StreamSpec(split(root, "val"), task, batch, config.seed, False, threads)
     return LocalStream(train, rank, world_size, end_epoch=99), LocalStream(val, rank, world_size)

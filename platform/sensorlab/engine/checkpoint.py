@@ -259,8 +259,12 @@ class CheckpointStore:
     def save(
         self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float], permanent: bool = False
     ) -> Path:
-        """Write the checkpoint of ``step``, then apply the retention. A permanent one is never removed."""
+        """Write the checkpoint of ``step``, then apply the retention.
+
+        A permanent one is never removed; one that is saved again, at the end of its epoch for example, stays permanent.
+        """
         path = self.root / f"{_PREFIX}{step:08d}"
+        permanent = permanent or any(info.path == path and info.permanent for info in self.all())
         save(path, state, step=step, metrics=metrics, permanent=permanent)
         self.retain()
         return path

@@ -167,7 +167,8 @@ def _train_epoch(training: Training, train_stream: SampleStream, val_stream: Sam
         if config.train.log_every.passed(before, after):
             _publish_interval(training)
         improved = _due(config.eval.every, before, after) and _evaluate(training, val_stream)
-        if improved or _due(config.checkpoint.every, before, after):
+        # The last step is saved when all that belongs to the end is done: a resumed run finds nothing more to do.
+        if not training.finished and (improved or _due(config.checkpoint.every, before, after)):
             _checkpoint(training)
         if training.phase != "train":
             _begin_phase(training, "train", training.batches_per_epoch)

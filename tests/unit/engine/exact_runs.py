@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sensorlab.data.sampling import ImageWeightsSampling
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.callbacks.early_stop import EarlyStop, EarlyStopConfig
 from sensorlab.engine.callbacks.json_log import JsonLog
+from sensorlab.engine.duration import Duration
 from sensorlab.engine.ema import EmaConfig
 from sensorlab.engine.fit import FitResult, fit
+from sensorlab.engine.freeze import FreezeRule
 from sensorlab.engine.multi_scale import MultiScaleConfig
 from sensorlab.engine.optim import ClipConfig, GroupRule, OptimConfig
 from sensorlab.engine.warmup import WarmupConfig
@@ -36,6 +39,12 @@ def experiment(dataset: Path, task: ToyImageConfig | None = None, **train: Any) 
         "accumulate": {"passes": 2, "ramp": True},
         "clip": ClipConfig(value=0.5),
         "multi_scale": MultiScaleConfig(stride=4),
+        "freeze": (
+            FreezeRule(match=("stem.*", "norm.*"), until=Duration(1, "epochs"), norm_statistics=True),
+            FreezeRule(match=("mixer.bias",), start=Duration(2, "epochs")),
+        ),
+        # No evaluation improves by 10: the patience counts from the first one, after global batch 4.
+        "early_stop": EarlyStopConfig(patience="64 samples", min_delta=10.0),
         "ema": EmaConfig(tau=5.0),
         "nonfinite": "skip",
         "nonfinite_budget": 50,
@@ -44,7 +53,7 @@ def experiment(dataset: Path, task: ToyImageConfig | None = None, **train: Any) 
     return ExperimentConfig(
         name="exact",
         task=task or ToyImageConfig(poison=22),
-        data=DataConfig(path=str(dataset), global_batch=4),
+        data=DataConfig(path=str(dataset), global_batch=4, sampling=ImageWeightsSampling()),
         optim=OptimConfig(lr=1e-2, groups=(GroupRule(name="bias", match=("@bias",), weight_decay=0.0),)),
         warmup=WarmupConfig(length=1, unit="epochs", group_start={"bias": 3.0}),
         train=TrainConfig.model_validate(settings | train),
@@ -60,10 +69,9 @@ def train(
     workers = workers or WorkerGroup()
     task = ToyImageTask(config.task)
     both = streams(config, task, workers.rank, workers.world_size)
-    # No evaluation improves by 10: the patience counts from the first one, after global batch 4.
-    stop = EarlyStop(EarlyStopConfig(patience="64 samples", min_delta=10.0))
+    stop = [EarlyStop(config.train.early_stop)] if config.train.early_stop else []
     try:
-        return fit(config, task, *both, run_dir=run_dir, workers=workers, callbacks=[JsonLog(), stop, *callbacks])
+        return fit(config, task, *both, run_dir=run_dir, workers=workers, callbacks=[JsonLog(), *stop, *callbacks])
     finally:
         for stream in both:
             stream.close()

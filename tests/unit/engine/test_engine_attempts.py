@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_states import assert_equal, final_state
 
 from sensorlab.data.payload import CorruptSample
 from sensorlab.engine.callbacks.base import Callback
@@ -121,3 +122,43 @@ def test_before_the_first_checkpoint_a_run_starts_anew(tmp_path, stop):
     run(experiment(checkpoint=CheckpointConfig(every="1 epoch")), tmp_path, stop=stop)
     assert CheckpointStore(tmp_path / "checkpoints").latest() is None
     assert run(experiment(), tmp_path).cursor.step == 9
+
+
+class StopWhenSaved(Callback):
+    """Raises as soon as the first checkpoint of step ``step`` is complete."""
+
+    priority = 100
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_checkpoint(self, training, path):
+        if training.cursor.step == self.step:
+            raise Interrupted
+
+
+@pytest.mark.parametrize("duration", ["3 epochs", "8 steps"])
+def test_a_run_that_died_after_the_checkpoint_of_its_last_step_is_brought_to_its_end(tmp_path, duration):
+    config = experiment(
+        train=TrainConfig(duration=duration, log_every="4 steps", accumulate=2),
+        eval=EvalConfig(metric="val/mse", mode="min"),
+        checkpoint=CheckpointConfig(every="1 step", keep_latest=1),
+    )
+    task = ToyTask(config.task)
+    for name, last in (("straight", -1), ("resumed", 9 if duration == "3 epochs" else 8)):
+        for stop in (last, -1):
+            streams = ToyStream(21, 4, task), ToyStream(9, 4, task, training=False)
+            callbacks = [JsonLog(), StopWhenSaved(stop)]
+            try:
+                fit(config, task, *streams, run_dir=tmp_path / name, callbacks=callbacks)
+            except Interrupted:
+                assert stop == last
+    assert_equal(final_state(tmp_path / "resumed"), final_state(tmp_path / "straight"))
+
+
+def test_a_checkpoint_that_is_kept_for_good_stays_so_when_its_step_is_saved_again(tmp_path):
+    # Step 6 is saved inside of its epoch, and again when the epoch has ended.
+    config = experiment(checkpoint=CheckpointConfig(every=["1 epoch", "2 steps"], keep_latest=1, keep_every="6 steps"))
+    run(config, tmp_path)
+    kept = {info.step: info.permanent for info in CheckpointStore(tmp_path / "checkpoints").all()}
+    assert kept[6]
