@@ -13,6 +13,7 @@ from typing import Any
 
 from sensorlab.cluster.files import REPORT, read_json, write_json
 from sensorlab.cluster.lease import DRIVER, hold
+from sensorlab.cluster.plans import RUN, load_plan
 from sensorlab.cluster.preflight import concurrent_runs, open_tracking
 from sensorlab.cluster.progress import RunLine, Ticker
 from sensorlab.cluster.start import Cluster
@@ -20,13 +21,11 @@ from sensorlab.cluster.table import duration, number
 from sensorlab.cluster.trainer import demand, fit_run, trains_in_process
 from sensorlab.cluster.worker import Program, RunSpec, TrackingTarget, keep_report, send_to_train
 from sensorlab.config import as_dict, digest, flatten
-from sensorlab.errors import UserError
 from sensorlab.experiment import ExperimentConfig, experiment_from
 from sensorlab.runs.client import open_client
 from sensorlab.runs.links import run_link, ui_command
 from sensorlab.runs.store import Store
 
-RUN = "run.json"
 MAX_FAILURES = 3  # restarts of the worker group
 _PARAMS = (
     "optim",
@@ -62,38 +61,20 @@ class RunPlan:
             "run_id": run_id,
             "code_root": self.code_root,
         }
-        write_json(self.run_dir / RUN, content)
+        write_json(self.run_dir / RUN.file, content)
 
     @classmethod
     def load(cls, root: Path, name: str) -> RunPlan:
         """The run ``name`` (or ``latest``, or a run's directory) under ``root``. Raises ``UserError``."""
-        directory = find_run(root, name)
-        saved = read_json(directory / RUN)
-        if saved is None:
-            raise UserError(f"{directory / RUN} is missing or damaged: this run cannot go on; start a new one")
+        directory, saved = load_plan(RUN, root, name)
         return cls(
             run_dir=directory,
-            experiment=experiment_from(saved["experiment"], where=str(directory / RUN)),
+            experiment=experiment_from(saved["experiment"], where=str(directory / RUN.file)),
             dataset=saved["dataset"],
             tracking_uri=saved["tracking_uri"],
             run_id=saved["run_id"],
             code_root=saved["code_root"],
         )
-
-
-def find_run(root: Path, name: str) -> Path:
-    """Directory of a run by name, path, or ``latest``. Raises ``UserError`` that lists the latest ones."""
-    as_path = Path(name).expanduser()
-    if (as_path / RUN).is_file():
-        return as_path.resolve()
-    known = sorted((root / "runs").glob(f"*/{RUN}"), key=lambda path: path.stat().st_mtime)
-    names = [path.parent.name for path in known]
-    if name == "latest" and known:
-        return known[-1].parent
-    if name in names:
-        return root / "runs" / name
-    listed = f"there are: {', '.join(reversed(names[-10:]))}" if names else "there are none yet"
-    raise UserError(f"there is no run {name!r} in {root / 'runs'}; {listed}")
 
 
 def check_single(plan: RunPlan, cluster: Cluster) -> Store | None:

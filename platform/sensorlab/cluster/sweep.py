@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sensorlab.cluster.files import read_json, write_json
+from sensorlab.cluster.files import write_json
 from sensorlab.cluster.lease import DRIVER, hold
 from sensorlab.cluster.ledger import Ledger, share_ledger
+from sensorlab.cluster.plans import SWEEP, load_plan
 from sensorlab.cluster.preflight import concurrent_runs, open_tracking
 from sensorlab.cluster.progress import SweepLine, Ticker
 from sensorlab.cluster.start import Cluster
@@ -38,7 +39,6 @@ from sensorlab.runs.sweep_runs import SweepRuns
 if TYPE_CHECKING:
     from sensorlab.cluster.monitor import SweepDriver
 
-PLAN = "sweep.json"
 _TUNE = "tune"
 _STATUS: dict[str, RunStatus] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
 
@@ -58,7 +58,7 @@ class SweepPlan:
 
     @property
     def directory(self) -> Path:
-        return self.root / "sweeps" / self.name
+        return self.root / SWEEP.folder / self.name
 
     def save(self) -> None:
         content = {
@@ -69,19 +69,16 @@ class SweepPlan:
             "tracking_uri": self.tracking_uri,
             "code_root": self.code_root,
         }
-        write_json(self.directory / PLAN, content)
+        write_json(self.directory / SWEEP.file, content)
 
     @classmethod
     def load(cls, root: Path, name: str) -> SweepPlan:
         """The sweep ``name`` (or ``latest``) under ``root``. Raises ``UserError`` that lists the ones there are."""
-        directory = find_sweep(root, name)
-        saved = read_json(directory / PLAN)
-        if saved is None:
-            raise UserError(f"{directory / PLAN} is missing or damaged: this sweep cannot go on; start a new one")
+        directory, saved = load_plan(SWEEP, root, name)
         return cls(
             name=directory.name,
             root=directory.parent.parent,
-            experiment=experiment_from(saved["experiment"], where=str(directory / PLAN)),
+            experiment=experiment_from(saved["experiment"], where=str(directory / SWEEP.file)),
             sweep=load_sweep(saved["sweep"]),
             dataset=saved["dataset"],
             tracking_uri=saved["tracking_uri"],
@@ -96,23 +93,6 @@ class SweepOutcome:
     ledger: Ledger
     summary: dict[str, Any]
     exit_code: int
-
-
-def find_sweep(root: Path, name: str) -> Path:
-    """Directory of a sweep by name, path, or ``latest``."""
-    as_path = Path(name).expanduser()
-    if (as_path / PLAN).is_file():
-        return as_path.resolve()
-    known = sorted((root / "sweeps").glob(f"*/{PLAN}"), key=lambda path: path.stat().st_mtime)
-    names = [path.parent.name for path in known]
-    if name == "latest" and known:
-        return known[-1].parent
-    if name in names:
-        return root / "sweeps" / name
-    raise UserError(
-        f"there is no sweep {name!r} in {root / 'sweeps'}; "
-        + (f"there are: {', '.join(reversed(names[-10:]))}" if names else "there are none yet")
-    )
 
 
 def with_objective(experiment: ExperimentConfig, sweep: SweepConfig) -> ExperimentConfig:
