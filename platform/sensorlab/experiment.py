@@ -83,7 +83,7 @@ class InitConfig(StrictModel):
     include: tuple[str, ...] = ()  # empty: every name
     exclude: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) on the names of the file
-    on_shape_mismatch: ShapePolicy = "error"  # inflate_input: more input channels than in the file get copies
+    on_shape_mismatch: ShapePolicy = "error"  # inflate_input: input channels that the file lacks stay new
 
 
 class TrainConfig(StrictModel):

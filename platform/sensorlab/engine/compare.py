@@ -41,6 +41,17 @@ def read_series(path: Path) -> Series:
     return series
 
 
+def losses_of(series: Series) -> Series:
+    """The losses, rates and epochs of a series, which move smoothly with the weights.
+
+    Other numbers jump where a weight moves by a rounding error (a metric counts what is above a threshold) or multiply
+    it (the norm of the gradients), so they repeat on one machine only.
+    """
+    trained = {name for _, name in series if name.startswith("train/")} - {"train/grad_norm"}
+    kept = trained | {f"val/{name.removeprefix('train/')}" for name in trained}
+    return {key: value for key, value in series.items() if key[1] in kept}
+
+
 def first_difference(left: Series, right: Series, tolerance: float = 0.0) -> str | None:
     """Where two series part, in words; ``None`` if they are equal.
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from sensorlab.data.stream import SampleStream
 from sensorlab.engine.callbacks.base import Callback
-from sensorlab.engine.rehearsal import rehearse
 from sensorlab.engine.duration import Every, Progress
 from sensorlab.engine.evaluate import evaluate, evaluated_batches
+from sensorlab.engine.rehearsal import rehearse
 from sensorlab.engine.step import train_step
 from sensorlab.engine.training import Training
 from sensorlab.engine.workers import WorkerGroup

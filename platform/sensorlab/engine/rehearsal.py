@@ -15,8 +15,9 @@ import torch
 
 from sensorlab.data.stream import SampleStream
 from sensorlab.engine.evaluate import evaluate_batch
+from sensorlab.engine.seeds import seed_step
 from sensorlab.engine.step import autocast, resized, to_device
-from sensorlab.engine.training import Training, seed_step
+from sensorlab.engine.training import Training
 from sensorlab.errors import UserError
 from sensorlab.tasks.base import Batch
 

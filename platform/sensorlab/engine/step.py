@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from sensorlab.engine.meters import StepRecord
 from sensorlab.engine.multi_scale import largest_size, rescale
 from sensorlab.engine.optim import clip_gradients, gradient_norm, set_rates
-from sensorlab.engine.training import Training, seed_step
+from sensorlab.engine.seeds import seed_step
+from sensorlab.engine.training import Training
 from sensorlab.engine.warmup import rates
 from sensorlab.tasks.base import Batch
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from sensorlab.engine.freeze import Freezing
 from sensorlab.engine.meters import IntervalMeter, SystemMeter, WallClock
 from sensorlab.engine.optim import build_optimizer
 from sensorlab.engine.schedules import SchedulePoint
+from sensorlab.engine.seeds import step_seed
 from sensorlab.engine.sync_batchnorm import convert_sync_batchnorm
 from sensorlab.engine.timers import StepTimer
 from sensorlab.engine.workers import WorkerGroup
@@ -125,7 +125,7 @@ class Training:
         self.finite = FiniteCheck(config.train, self.model, self.optimizer)
         self.ema = ExponentialAverage(self.model, config.train.ema) if config.train.ema else None
         self.objective = TaskModule(task, self.model)
-        self.network = self._for_all_workers()
+        self._wrap()
         self.is_rehearsed = False  # by this attempt
 
         self.batches_per_epoch = train_stream.batches_per_epoch
@@ -186,7 +186,7 @@ class Training:
         """Put the model into training mode, without the parts that are frozen in the cursor's epoch."""
         self.model.train()
         if self.freezing.apply(self.cursor.epoch):
-            self.network = self._for_all_workers()
+            self._wrap()
 
     def rehearse(self, try_batch: Callable[[], object]) -> None:
         """What must be tried with a batch before the first step of an attempt: compiling the network."""
@@ -195,12 +195,22 @@ class Training:
             return
         failure = compile_network(self.objective, try_batch, self.workers)
         if failure is not None:
-            self.network = self._for_all_workers()
+            self._wrap()
+        compiled = failure or "compiled"
+        before = self.provenance.setdefault("compile", compiled)
+        self.provenance["compile"] = compiled
+        if not self.workers.is_main:
+            return
+        if failure is not None:
             logger.warning("%s", failure)
+        if before != compiled:
+            logger.warning("until the last checkpoint the network ran so: %s; equal bytes are not promised", before)
 
-    def _for_all_workers(self) -> nn.Module:
-        """The objective as the step calls it. Data parallelism notes once which parameters are trained."""
-        return DistributedDataParallel(self.objective) if self.workers.world_size > 1 else self.objective
+    def _wrap(self) -> None:
+        """Make ``network``, the objective as the step calls it; anew whenever what is trained changes."""
+        self.network: nn.Module = self.objective  # lets the old wrapper go, with its buckets, before there is a new one
+        if self.workers.world_size > 1:
+            self.network = DistributedDataParallel(self.objective)
 
     def check_classes(self, is_needed: bool) -> None:
         """Refuse an order by class scores before an epoch is spent, where the task has none."""
@@ -246,7 +256,7 @@ class Training:
             self.ema.model.load_state_dict(self.model.state_dict())
         if self.workers.is_main:
             logger.info("%s", report)
-            (self.run_dir / "initial_weights.txt").write_text(f"{report}\n", encoding="utf-8")
+            (self.run_dir / "initial_weights.txt").write_text(f"{report.listing()}\n", encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
         """The complete state. Collective: every worker calls it."""
@@ -301,6 +311,8 @@ class Training:
             logger.warning(
                 "%s was written by the code %s, this is %s: equal bytes are not promised", *(info.path, saved, present)
             )
+        if "compile" in state["provenance"]:
+            self.provenance["compile"] = state["provenance"]["compile"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -323,24 +335,6 @@ class Training:
         self.protocols = state["protocols"]
         for callback in self.callbacks:
             callback.load_state_dict(state["callbacks"].get(_key(self.callbacks, callback), {}))
-
-
-def step_seed(*key: str | int) -> int:
-    """A torch seed that is a pure function of ``key``."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in key)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-
-
-def seed_step(device: torch.device, *key: str | int) -> None:
-    """Seed what a step on ``device`` draws from (dropout, for example) with a pure function of ``key``.
-
-    ``torch.manual_seed`` would also queue the seed, with a stack trace, for each kind of accelerator that torch knows
-    and has not started: 0.4 ms in every step.
-    """
-    seed = step_seed(*key)
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
 
 
 def _key(callbacks: Sequence[Callback], callback: Callback) -> str:
