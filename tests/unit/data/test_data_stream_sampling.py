@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -15,8 +17,9 @@ from stream_toys import ToyTask, toy_split
 
 from sensorlab.data.dataset import Split
 from sensorlab.data.local_stream import LocalStream
-from sensorlab.data.order import SequentialOrder
-from sensorlab.data.payload import CorruptSample
+from sensorlab.data.order import Scores, SequentialOrder, SplitFacts
+from sensorlab.data.payload import CorruptSample, decode_payload, unpack_arrays
+from sensorlab.data.ray_tasks import MakeBlocks
 from sensorlab.data.sampling import ClassBalancedSampling, ImageWeightsSampling, RepeatFactorSampling, SamplingConfig
 from sensorlab.data.shards import RowGroupCache, read_row_group
 from sensorlab.data.stream import StreamConfig, StreamSpec
@@ -26,11 +29,11 @@ CLASSES = {row: ["car"] * (1 + row % 3) + ["bus"] * (row % 4 == 0) for row in ra
 SCORES = [{}, {"car": 0.9, "bus": 0.1}, {"car": 0.2, "bus": 0.6}]
 
 
-class ImageTask(ToyTask):
-    """Only the images' shapes: upright ones do not stack with the others."""
+class PointTask(ToyTask):
+    """Without images, so that samples of any aspect ratio fit into one batch."""
 
-    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        return super().collate([{**item, "points": item["points"][:1]} for item in items])
+    def transform(self, *args: Any) -> dict[str, Any]:
+        return {name: value for name, value in super().transform(*args).items() if name != "image"}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
 
 def make_spec(split: Split, sampling: SamplingConfig, global_batch: int = 6, **options: Any) -> StreamSpec:
     config = StreamConfig(**options.pop("config", {}))
-    return StreamSpec(split, ImageTask(), global_batch, 3, True, config, sampling=sampling, **options)
+    return StreamSpec(split, ToyTask(), global_batch, 3, True, config, sampling=sampling, **options)
 
 
 WEIGHTS = ImageWeightsSampling(aspect_groups=True)
@@ -123,7 +126,7 @@ def test_a_cap_ends_every_epoch_and_evaluation_has_none(split: Split) -> None:
     for epoch in range(2):
         expected = [full.plan.worker_batch(epoch, batch).rows.tolist() for batch in range(2)]
         assert rows_of(stream.batches(epoch)) == expected
-    evaluation = StreamSpec(split, ImageTask(), 1, 3, False, max_batches=2, sampling=WEIGHTS)
+    evaluation = StreamSpec(split, ToyTask(), 1, 3, False, max_batches=2, sampling=WEIGHTS)
     assert rows_of(LocalStream(evaluation).batches(0)) == [[row] for row in range(23)]
 
 
@@ -178,3 +181,29 @@ def test_a_large_window_is_held_so_that_its_row_groups_are_read_once(
     assert len(rows_of(LocalStream(spec).batches(0))) == 40
     amplification = len(reads) * 8 / 160  # rows read for each that is used
     assert amplification == 1.0 if window_bytes else amplification > 3.0
+
+
+class CountingOrder(SequentialOrder):
+    """Remembers every order that is made."""
+
+    def order(self, facts: SplitFacts, seed: int, epoch: int, scores: Scores | None = None) -> np.ndarray:
+        ORDERS.append(epoch)
+        return super().order(facts, seed, epoch, scores)
+
+
+ORDERS: list[int] = []
+
+
+def test_tasks_of_a_process_make_the_order_of_an_epoch_once(split: Split) -> None:
+    """Each task gets the plan by pickle, without the orders that others have made."""
+    spec = StreamSpec(split, PointTask(), 2, 3, True, policy=CountingOrder())
+    pickled = pickle.dumps(MakeBlocks(spec.plan, spec.plan.fingerprint, 1, spec.maker))
+    ORDERS.clear()
+    rows = []
+    for batch in range(8):
+        task = pickle.loads(pickled)
+        blocks = task(pa.table({"epoch": [batch // 4], "batch": [batch % 4], "rank": [0]}))
+        payloads = [decode_payload(block) for block in blocks]
+        rows += [unpack_arrays(payload.content)["index"].tolist() for payload in payloads]
+    assert rows == [[first, first + 1] for first in (0, 2, 4, 6)] * 2
+    assert ORDERS == [0, 1]
