@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sensorlab.cluster.datasets import ensure_dataset
+from sensorlab.cluster.commands import launch
 from sensorlab.cluster.program import EngineProgram
-from sensorlab.cluster.start import Cluster, connect, disconnect, is_cluster_root, output_root
+from sensorlab.cluster.start import output_root
 from sensorlab.cluster.sweep_config import check_space, load_sweep, split_overrides
-from sensorlab.cluster.trainer import trains_in_process
-from sensorlab.config import apply_overrides, as_dict, load_yaml
+from sensorlab.config import apply_overrides, as_dict
 from sensorlab.errors import UserError, exit_on_user_error
-from sensorlab.experiment import ExperimentConfig, experiment_from
-from sensorlab.runs.store import default_store_uri
+from sensorlab.experiment import ExperimentConfig, experiment_from, load_file
 
 
 def tune_main(argv: Sequence[str] | None, script: Path, default_config: Path, description: str) -> int:
@@ -29,22 +26,29 @@ def tune_main(argv: Sequence[str] | None, script: Path, default_config: Path, de
         default_config: experiment file when none is given.
         description: for ``--help``.
     """
-    args = _parser(description, default_config, "SWEEP").parse_args(argv)
+    parser = _parser(description, default_config)
+    parser.add_argument("--resume", metavar="SWEEP", help="go on with a sweep: its name or directory, or 'latest'")
+    args = parser.parse_args(argv)
     return exit_on_user_error(lambda: _tune(args, script))
 
 
 def train_main(argv: Sequence[str] | None, script: Path, default_config: Path, description: str) -> int:
-    """Train once; the exit code is 0, 2 for a mistake of the user, 130 if interrupted. Arguments as above."""
-    args = _parser(description, default_config, "RUN_DIR").parse_args(argv)
+    """Train once, or do one of the checks around a training. Arguments as above.
+
+    The exit code is 0, 1 if ``--overfit`` failed, 2 for a mistake of the user, 130 if interrupted.
+    """
+    args = _train_parser(description, default_config).parse_args(argv)
     return exit_on_user_error(lambda: _train(args, script))
 
 
-def _parser(description: str, default_config: Path, what: str) -> argparse.ArgumentParser:
+def _parser(description: str, default_config: Path) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--config", type=Path, default=default_config, help=f"experiment file (default: {default_config.name})"
     )
-    parser.add_argument("--resume", metavar=what, help="name or directory of what to go on with, or 'latest'")
+    parser.add_argument(
+        "--debug", action="store_true", help="make the experiment small as its 'debug' section says, and record nothing"
+    )
     parser.add_argument(
         "--address", help="Ray cluster to attach to (default: RAY_ADDRESS, else a local one is started)"
     )
@@ -53,94 +57,155 @@ def _parser(description: str, default_config: Path, what: str) -> argparse.Argum
     return parser
 
 
+def _train_parser(description: str, default_config: Path) -> argparse.ArgumentParser:
+    parser = _parser(description, default_config)
+    group = parser.add_argument_group("instead of a new training (one of these)")
+    instead = group.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with a run: its name or directory, or 'latest'; train.extend.duration='5 epochs' makes it longer",
+    )
+    instead.add_argument(
+        "--validate",
+        metavar="WHAT",
+        help="print the metrics, without training, of a run (name, directory or 'latest'), of a checkpoint's "
+        "directory, or of a weights file for the experiment of --config",
+    )
+    instead.add_argument(
+        "--overfit",
+        metavar="N",
+        type=_positive,
+        help="train on the first N samples alone, without augmentation, 200 steps unless train.duration is given; "
+        "exit code 1 if the loss does not fall",
+    )
+    instead.add_argument(
+        "--find-lr", action="store_true", help="learning-rate range test: a curve, and the rates that it suggests"
+    )
+    more = parser.add_argument_group("options of these")
+    more.add_argument(
+        "--checkpoint",
+        metavar="WHICH",
+        help="of --validate RUN: 'best' (default), 'latest', or a checkpoint's directory",
+    )
+    more.add_argument(
+        "--below",
+        metavar="SHARE",
+        type=float,
+        help="of --overfit: share of the first epoch's loss that the last must be below (default: 0.5)",
+    )
+    more.add_argument("--lr-range", metavar=("LOW", "HIGH"), type=float, nargs=2, help="of --find-lr (default: 1e-7 1)")
+    more.add_argument("--lr-steps", metavar="N", type=int, help="of --find-lr (default: 100)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
 def _tune(args: argparse.Namespace, script: Path) -> int:
     from sensorlab.cluster.sweep import SweepPlan, check_sweep, new_name, run_sweep, with_objective
 
-    tree, sweep_tree, fixed = split_overrides(load_yaml(args.config), args.overrides)
+    tree, sweep_tree, fixed = split_overrides(load_file(args.config, args.debug), args.overrides)
     if args.resume:
-        if args.overrides:
+        if args.overrides or args.debug:
             raise UserError("--resume goes on with the sweep as it was started; overrides need a new sweep")
-        plan = SweepPlan.load(_root(args, tree), args.resume)
+        plan = SweepPlan.load(launch.root_of(args, tree), args.resume)
     else:
         sweep = load_sweep(sweep_tree)
         experiment = with_objective(experiment_from(tree, where=str(args.config)), sweep)
         check_space(sweep, as_dict(experiment), experiment_from, fixed)
         root = output_root(args.output or experiment.output_dir)
-        plan = SweepPlan(new_name(experiment), root, experiment, sweep, "", _store_uri(experiment, root))
-    plan = dataclasses.replace(plan, **_started_by(args, script))
-    cluster = _connect(args, plan.experiment, in_sweep=True)
+        plan = SweepPlan(new_name(experiment), root, experiment, sweep, "", launch.store_uri(args, experiment, root))
+    plan = dataclasses.replace(plan, **launch.started_by(args, script))
+    cluster = launch.cluster_for(args, plan.experiment, in_sweep=True)
     try:
         check_sweep(plan, cluster)
-        plan = dataclasses.replace(plan, dataset=_dataset(plan.experiment, plan.root, plan.dataset))
+        plan = dataclasses.replace(plan, dataset=launch.dataset_for(plan.experiment, plan.root, plan.dataset))
         return run_sweep(plan, cluster, EngineProgram(), resume=bool(args.resume)).exit_code
     finally:
-        disconnect()
+        launch.leave()
 
 
 def _train(args: argparse.Namespace, script: Path) -> int:
-    from sensorlab.cluster.single import RunPlan, check_single, run_single
-    from sensorlab.cluster.sweep import new_name
-
+    _refuse_options(args)
     for item in args.overrides:
         if item.partition("=")[0].partition(".")[0] == "sweep":
             raise UserError(f"{item}: {script.name} runs one experiment; sweep.* belongs to tune_bev.py")
-    tree = apply_overrides(load_yaml(args.config), args.overrides)
+    tree = load_file(args.config, args.debug)
     tree.pop("sweep", None)  # one file serves both scripts
-    if args.resume:
-        plan = RunPlan.load(_root(args, tree), args.resume)
-        root = plan.run_dir.parent.parent
-        # What may change on resume (workers, logging) may be given; the engine refuses the rest by name.
-        changed = experiment_from(apply_overrides(as_dict(plan.experiment), args.overrides), where="resumed experiment")
-        moved = changed.data.path != plan.experiment.data.path
-        plan = dataclasses.replace(plan, experiment=changed, dataset="" if moved else plan.dataset)
-    else:
-        experiment = experiment_from(tree, where=str(args.config))
-        root = output_root(args.output or experiment.output_dir)
-        plan = RunPlan(root / "runs" / new_name(experiment), experiment, "", _store_uri(experiment, root))
-    plan = dataclasses.replace(plan, **_started_by(args, script))
-    cluster = _connect(args, plan.experiment, in_sweep=False)
     try:
-        check_single(plan, cluster)
-        plan = dataclasses.replace(plan, dataset=_dataset(plan.experiment, root, plan.dataset))
-        run_single(plan, cluster, EngineProgram())
-    except KeyboardInterrupt:
-        return 130
+        if args.validate:
+            return _validate(args, tree, script)
+        if args.resume:
+            return _run(args, script, _resumed(args, apply_overrides(tree, args.overrides)))
+        experiment = experiment_from(apply_overrides(tree, args.overrides), where=str(args.config))
+        if args.overfit:
+            from sensorlab.cluster.commands.overfit import overfit
+
+            return overfit(args, experiment, script)
+        if args.find_lr:
+            from sensorlab.cluster.commands.find_lr import find_lr
+
+            return find_lr(args, experiment)
+        return _run(args, script, _new(args, experiment))
     finally:
-        disconnect()
+        launch.leave()
+
+
+def _refuse_options(args: argparse.Namespace) -> None:
+    """An option without effect is a mistake."""
+    for option, given, command, is_on in (
+        ("--checkpoint", args.checkpoint, "--validate", args.validate),
+        ("--below", args.below, "--overfit", args.overfit),
+        ("--lr-range", args.lr_range, "--find-lr", args.find_lr),
+        ("--lr-steps", args.lr_steps, "--find-lr", args.find_lr),
+    ):
+        if given is not None and not is_on:
+            raise UserError(f"{option} is an option of {command}")
+    if args.debug and args.resume:
+        raise UserError("--debug is for a new run; --resume goes on with a run as it was started")
+    if args.below is not None and not 0 < args.below < 1:
+        raise UserError(f"--below {args.below:g}: expected a share between 0 and 1")
+
+
+def _validate(args: argparse.Namespace, tree: dict[str, Any], script: Path) -> int:
+    from sensorlab.cluster.commands.validation import validate_main
+
+    return validate_main(args, tree, str(args.config), str(script.resolve().parents[1]))
+
+
+def _resumed(args: argparse.Namespace, tree: dict[str, Any]) -> tuple[Any, Path]:
+    """(plan, output root) of a run to go on with."""
+    from sensorlab.cluster.single import RunPlan
+
+    plan = RunPlan.load(launch.root_of(args, tree), args.resume)
+    # What may change on resume (workers, logging) may be given; the engine refuses the rest by name.
+    changed = experiment_from(apply_overrides(as_dict(plan.experiment), args.overrides), where="resumed experiment")
+    moved = changed.data.path != plan.experiment.data.path
+    return dataclasses.replace(plan, experiment=changed, dataset="" if moved else plan.dataset), plan.run_dir.parents[1]
+
+
+def _new(args: argparse.Namespace, experiment: ExperimentConfig) -> tuple[Any, Path]:
+    """(plan, output root) of a new run."""
+    from sensorlab.cluster.single import RunPlan
+    from sensorlab.cluster.sweep import new_name
+
+    root = output_root(args.output or experiment.output_dir)
+    uri = launch.store_uri(args, experiment, root)
+    return RunPlan(root / "runs" / new_name(experiment), experiment, "", uri), root
+
+
+def _run(args: argparse.Namespace, script: Path, planned: tuple[Any, Path]) -> int:
+    from sensorlab.cluster.single import check_single, run_single
+
+    plan, root = planned
+    plan = dataclasses.replace(plan, **launch.started_by(args, script))
+    cluster = launch.cluster_for(args, plan.experiment)
+    check_single(plan, cluster)
+    plan = dataclasses.replace(plan, dataset=launch.dataset_for(plan.experiment, root, plan.dataset))
+    run_single(plan, cluster, EngineProgram())
     return 0
-
-
-def _root(args: argparse.Namespace, tree: Mapping[str, Any]) -> Path:
-    """Output root in which a name is looked up to go on with."""
-    return output_root(args.output or str(tree.get("output_dir", "outputs")))
-
-
-def _dataset(experiment: ExperimentConfig, root: Path, known: str) -> str:
-    """Absolute path of the dataset; ``known``: where it was when what is resumed began, empty for what is new."""
-    return str(ensure_dataset(experiment.data, root, _say, path=Path(known) if known else None).absolute())
-
-
-def _started_by(args: argparse.Namespace, script: Path) -> dict[str, Any]:
-    """What a plan says of the program: where its code is now, and how the user starts it."""
-    path = script.resolve()
-    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    address = f" --address {shlex.quote(args.address)}" if args.address else ""
-    return {"code_root": str(path.parents[1]), "command": f"python {shlex.quote(str(shown))}{address}"}
-
-
-def _connect(args: argparse.Namespace, experiment: ExperimentConfig, in_sweep: bool) -> Cluster:
-    worker_groups_in_trials = in_sweep and not trains_in_process(experiment.resources, in_sweep=True, local=False)
-    cluster = connect(address=args.address, dashboard=worker_groups_in_trials)
-    kind = "local Ray cluster" if cluster.local else "Ray cluster"
-    _say(f"{kind} at {cluster.address}: {len(cluster.nodes)} node(s), {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs")
-    return cluster
-
-
-def _store_uri(experiment: ExperimentConfig, root: Path) -> str:
-    """``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else ``mlruns.db``: beside the output directory on a laptop,
-    inside the output root that a cluster sets."""
-    return experiment.tracking.uri or default_store_uri(root if is_cluster_root() else root.parent)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sensorlab.cluster import entry, single, sweep
+from sensorlab.cluster.commands import launch
 from sensorlab.cluster.start import Cluster
 
 FILE = """
@@ -36,9 +37,9 @@ def started(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("SENSORLAB_OUTPUT_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(entry, "_connect", lambda *args, **options: Cluster("", True, ({"CPU": 2.0},)))
-    monkeypatch.setattr(entry, "disconnect", lambda: None)
-    monkeypatch.setattr(entry, "ensure_dataset", ensure_dataset)
+    monkeypatch.setattr(launch, "cluster_for", lambda *args, **options: Cluster("", True, ({"CPU": 2.0},)))
+    monkeypatch.setattr(launch, "leave", lambda: None)
+    monkeypatch.setattr(launch, "ensure_dataset", ensure_dataset)
     monkeypatch.setattr(single, "run_single", run)
     monkeypatch.setattr(sweep, "run_sweep", run)
     (tmp_path / "toy.yaml").write_text(FILE)
