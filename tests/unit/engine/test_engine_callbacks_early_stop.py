@@ -112,6 +112,14 @@ def test_the_reason_names_what_is_needed_to_judge_it():
     assert training.stop_reason == ("val/x has not improved by more than 0.5 for 2 epochs (best 0.25, now 0.625)")
 
 
+def test_asks_once_even_if_training_goes_on_to_the_end_of_its_epoch():
+    callback, training = EarlyStop(patience("1 step")), Judged("max")
+    for step in range(1, 6):
+        training.cursor = Cursor(batch=step, step=step)
+        callback.on_metrics(training, {"val/x": 1.0}, step=step)
+    assert "for 1 step" in training.stop_reason
+
+
 # Weights that never change give a validation error that never improves.
 STILL = {
     "task": ToyConfig(norm=False),

@@ -10,6 +10,7 @@ from callback_runs import EPOCHS, STEPS_PER_EPOCH, Interrupted, StopAfter, StopA
 
 from sensorlab.engine.callbacks.tensorboard import TensorBoard
 from sensorlab.errors import UserError
+from sensorlab.experiment import CheckpointConfig, EvalConfig
 
 loader = pytest.importorskip(
     "tensorboard.backend.event_processing.event_file_loader",
@@ -38,7 +39,7 @@ def assert_same_as_log(run_dir) -> None:
     scalars, pictures = events(run_dir)
     expected = [(step, name, float(np.float32(value))) for step, name, value in log_of(run_dir, *PREFIXES)]
     assert sorted(scalars) == sorted(expected)
-    assert len(scalars) > 200
+    assert len(scalars) > 100
     steps = sorted({step for step, name, _ in expected if name == "val/mse"})
     assert sorted(pictures) == [(step, f"val/panel_{index}") for step in steps for index in (0, 1)]
 
@@ -66,6 +67,17 @@ def test_points_after_a_checkpoint_of_the_same_step_are_cut_and_those_before_sta
         with pytest.raises(Interrupted):
             run(tmp_path, TensorBoard(), StopAtCheckpoint(number))
     run(tmp_path, TensorBoard())
+    assert_same_as_log(tmp_path)
+
+
+def test_the_file_of_an_attempt_without_a_checkpoint_is_removed(tmp_path):
+    rarely = {"checkpoint": CheckpointConfig(every="1 epoch"), "eval": EvalConfig(metric="val/mse", mode="min")}
+    for stop in (7, 9):  # both after the checkpoint of step 5; the second has one file with points of its own
+        with pytest.raises(Interrupted):
+            run(tmp_path, TensorBoard(), StopAfter(stop), **rarely)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    run(tmp_path, TensorBoard(), **rarely)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     assert_same_as_log(tmp_path)
 
 

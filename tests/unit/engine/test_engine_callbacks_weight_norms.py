@@ -95,9 +95,9 @@ def test_the_last_step_of_an_epoch_counts_with_the_batches_that_make_no_step(tmp
     assert steps_of(tmp_path)[-1] == result.steps
 
 
-@pytest.mark.parametrize("stop", [1, 3, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1, EPOCHS * STEPS_PER_EPOCH])
+@pytest.mark.parametrize("stop", [1, 4, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1, EPOCHS * STEPS_PER_EPOCH])
 def test_a_resumed_run_reports_the_same_numbers_once(tmp_path, stop):
-    norms = lambda: WeightNorms(Every.parse(["1 epoch", "3 steps"]))  # noqa: E731
+    norms = lambda: WeightNorms(Every.parse(["2 epochs", "4 steps"]))  # noqa: E731
     run(tmp_path / "straight", norms())
     with pytest.raises(Interrupted):
         run(tmp_path / "resumed", norms(), StopAfter(stop))

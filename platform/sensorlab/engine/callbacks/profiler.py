@@ -25,7 +25,8 @@ class Profiler(Callback):
     ``steps-00000005-00000008.trace.json.gz`` opens in https://ui.perfetto.dev or ``chrome://tracing``;
     ``steps-00000005-00000008.txt`` is the table. What runs between the steps (other callbacks, an evaluation, a
     checkpoint) is in them too. A run that is resumed inside the window profiles the rest of it; one that ends inside of
-    it writes what it has.
+    it writes what it has. A profiled step of a small network (some 500 operators) costs about 0.1 s, nearly all of it
+    when the files are written, which have about 25 kB per such step: profile tens of steps, not hundreds.
     """
 
     priority = 95  # the last to hear of a step's end: the work of the other callbacks for the step before is over
@@ -61,7 +62,7 @@ class Profiler(Callback):
             if training.workers.device.type == "cuda":
                 activities.append(ProfilerActivity.CUDA)
             self._begin = self._step + 1
-            self._profile = profile(activities=activities, acc_events=True)
+            self._profile = profile(activities=activities)
             self._profile.start()
 
     def _finish(self, training: Training) -> None:
