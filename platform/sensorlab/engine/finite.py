@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sensorlab.engine.callbacks.sync_debug import syncs_allowed
 from sensorlab.engine.meters import read_scalars
 from sensorlab.experiment import TrainConfig
 
@@ -74,7 +75,9 @@ class FiniteCheck:
         if self._is_deferred:
             self._defer(norm, losses, cursor)
             return True
-        if math.isfinite(norm.item()):
+        with syncs_allowed(norm.device):
+            is_finite = math.isfinite(norm.item())
+        if is_finite:
             return True
         for buffer, before in zip(self._model.buffers(), self._buffers, strict=False):
             buffer.copy_(before)

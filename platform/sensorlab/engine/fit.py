@@ -84,8 +84,7 @@ def fit(
         raise
     if training.workers.is_main:
         training.store.retain()  # the attempt that wrote the last checkpoint may have died before it could
-    for callback in training.callbacks:
-        callback.on_fit_end(training)
+    _tell_end(training)
     best, last = training.store.best(), training.store.latest()
     return FitResult(
         metrics=training.metrics,
@@ -95,6 +94,19 @@ def fit(
         last_checkpoint=last.path if last else None,
         config_digest=training.config_digest,
     )
+
+
+def _tell_end(training: Training) -> None:
+    """Every callback hears of the end, also when one before it fails; the first failure is raised afterwards."""
+    failures: list[Exception] = []
+    for callback in training.callbacks:
+        try:
+            callback.on_fit_end(training)
+        except Exception as error:
+            logger.exception("%s.on_fit_end failed", type(callback).__name__)
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def tell_error(training: Training, error: BaseException) -> None:
