@@ -18,7 +18,7 @@ from sensorlab.data.local_stream import LocalStream
 from sensorlab.data.stream import SampleStream, StreamConfig, StreamSpec
 from sensorlab.data.subset import Unaugmented, first_rows
 from sensorlab.engine.accumulate import Accumulation
-from sensorlab.engine.budget import Budget
+from sensorlab.engine.budget import Budget, early_stop_of
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.checkpoint import CheckpointStore
 from sensorlab.experiment import ExperimentConfig, experiment_from
@@ -177,7 +177,8 @@ def next_cursor(spec: RunSpec, config: ExperimentConfig) -> tuple[int, int] | No
         return (0, 0)
     state = json.loads((latest.path / "state.json").read_text(encoding="utf-8"))
     saved = state["cursor"]
-    if state["stop_reason"] is not None or saved["step"] >= budget_of(config, plan.batches_per_epoch).steps:
+    is_over = early_stop_of(state, config.train.extend) is not None
+    if is_over or saved["step"] >= budget_of(config, plan.batches_per_epoch).steps:
         return None
     return plan.normal_cursor((saved["epoch"], saved["batch"]))
 

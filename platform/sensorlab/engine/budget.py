@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from sensorlab.config import StrictModel
+from sensorlab.config import StrictModel, as_dict
 from sensorlab.engine.accumulate import Accumulation
 from sensorlab.engine.duration import Duration
 
@@ -44,6 +45,14 @@ class Budget:
             return cls(*planned, *planned)
         whole = _steps_and_epochs(Duration(duration.count + extend.duration.count, duration.unit), accumulation)
         return cls(*whole, *(planned if extend.rule == "hold" else whole))
+
+
+def early_stop_of(state: Mapping[str, Any], extend: ExtendConfig | None) -> str | None:
+    """Why the training in a checkpoint's ``state`` ended before its budget; ``None`` if it did not, or goes on because
+    it has been extended since."""
+    reason: str | None = state["stop_reason"]
+    present = None if extend is None else as_dict(extend)
+    return reason if present == state["config"]["train"]["extend"] else None
 
 
 def _steps_and_epochs(duration: Duration, accumulation: Accumulation) -> tuple[int, int]:

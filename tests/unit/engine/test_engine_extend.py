@@ -101,7 +101,7 @@ def test_what_an_extension_may_not_be(tmp_path):
     with pytest.raises(ValueError, match=r"extend.duration must be in epochs, as duration is"):
         experiment("2 epochs", "10 steps")
     run(experiment("2 epochs"), tmp_path)
-    with pytest.raises(UserError, match="train.duration: '2 epochs' -> '3 epochs'"):
+    with pytest.raises(UserError, match=r"train.duration: '2 epochs' -> '3 epochs'"):
         run(experiment("3 epochs"), tmp_path)
     latest = CheckpointStore(tmp_path / "checkpoints").latest()
     assert latest is not None
