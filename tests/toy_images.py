@@ -73,7 +73,7 @@ class ToyImageTask(BaseTask):
     def build_model(self) -> nn.Module:
         width = self.config.width
         layers: dict[str, nn.Module] = {
-            "stem": nn.Conv2d(1, width, 3, padding=1),
+            "stem": nn.Conv2d(1, width, 3, padding=1, bias=not self.config.norm),  # a bias would only be noise
             "norm": nn.BatchNorm2d(width) if self.config.norm else nn.Identity(),
             "relu": nn.ReLU(),
             "mixer": nn.Conv2d(width, width, 3, padding=1),

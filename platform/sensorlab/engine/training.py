@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sensorlab.config import as_dict, digest
 from sensorlab.data.stream import SampleStream
 from sensorlab.engine.accumulate import Accumulation
-from sensorlab.engine.budget import Budget
+from sensorlab.engine.budget import Budget, early_stop_of
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.checkpoint import CheckpointInfo, CheckpointStore, load
 from sensorlab.engine.compilation import compile_network
@@ -30,7 +30,7 @@ from sensorlab.engine.schedules import SchedulePoint
 from sensorlab.engine.seeds import step_seed
 from sensorlab.engine.sync_batchnorm import convert_sync_batchnorm
 from sensorlab.engine.timers import StepTimer
-from sensorlab.engine.workers import WorkerGroup
+from sensorlab.engine.workers import WorkerGroup, average_each_gradient
 from sensorlab.errors import UserError
 from sensorlab.experiment import ExperimentConfig, InitConfig, refuse_changed
 from sensorlab.models.weights import load_weights
@@ -211,6 +211,8 @@ class Training:
         self.network: nn.Module = self.objective  # lets the old wrapper go, with its buckets, before there is a new one
         if self.workers.world_size > 1:
             self.network = DistributedDataParallel(self.objective)
+            if self.workers.world_size > 2 and self.workers.device.type == "cpu":
+                self.network.register_comm_hook(None, lambda _, bucket: average_each_gradient(bucket))
 
     def check_classes(self, is_needed: bool) -> None:
         """Refuse an order by class scores before an epoch is spent, where the task has none."""
@@ -322,9 +324,7 @@ class Training:
         self.cursor = Cursor(cursor["epoch"], cursor["batch"], cursor["step"])
         self.meter.load_state_dict(state["meters"], self.workers)
         self.saved = self.progress
-        # More training was asked for since an early stop: go on.
-        extended = as_dict(self.config)["train"]["extend"] != state["config"]["train"]["extend"]
-        self.stop_reason = None if extended else state["stop_reason"]
+        self.stop_reason = early_stop_of(state, self.config.train.extend)
         self.clock.load_state_dict(state["clock"], is_over=self.finished)
         self.finite.skipped = state["skipped_steps"]
         self.evaluated = Progress(*state["evaluated"])

@@ -67,3 +67,18 @@ class WorkerGroup:
         """Wait for all workers."""
         if self.world_size > 1:
             dist.barrier()
+
+
+def average_each_gradient(bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Average the gradients of a bucket over the workers, one by one: what data parallelism does with it as a hook.
+
+    An all-reduce of more than two workers adds them up in an order that depends on the place in the buffer. Data
+    parallelism arranges its buffers anew after the first step of a process, so a resumed run would round differently
+    from one that was never interrupted. Parameter by parameter the places are always the same.
+    """
+    for gradient in bucket.gradients():
+        gradient.div_(dist.get_world_size())
+        dist.all_reduce(gradient)
+    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done

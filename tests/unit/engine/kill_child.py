@@ -62,19 +62,26 @@ def _child(config: ExperimentConfig, run_dir: Path, fault: str | None, call: int
     train(config, run_dir, Witness())
 
 
-def in_two_children(
-    config: ExperimentConfig, run_dir: Path, fault: str | None = None, call: int = 0, ranks: Collection[int] = (0, 1)
+def in_children(
+    config: ExperimentConfig,
+    run_dir: Path,
+    fault: str | None = None,
+    call: int = 0,
+    *,
+    ranks: Collection[int] = (0, 1),
+    workers: int = 2,
 ) -> list[int]:
-    """Train on two workers, of which ``ranks`` are killed as in :func:`in_child`; their exit codes.
+    """Train on two ``workers`` or more, of which ``ranks`` are killed as in :func:`in_child`; their exit codes.
 
     The group ends as under any launcher: when a worker dies, the others are killed too, wherever they are.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     meeting = run_dir.with_name(f"{run_dir.name}-meeting")
     meeting.unlink(missing_ok=True)
+    faults = [fault if rank in ranks else None for rank in range(workers)]
     processes = [
-        CONTEXT.Process(target=_worker, args=(config, run_dir, meeting, rank, fault if rank in ranks else None, call))
-        for rank in range(2)
+        CONTEXT.Process(target=_worker, args=(config, run_dir, meeting, WorkerGroup(rank, workers), fault, call))
+        for rank, fault in enumerate(faults)
     ]
     for process in processes:
         process.start()
@@ -91,12 +98,15 @@ def in_two_children(
     return [process.exitcode or 0 for process in processes]
 
 
-def _worker(config: ExperimentConfig, run_dir: Path, meeting: Path, rank: int, fault: str | None, call: int) -> None:
+def _worker(
+    config: ExperimentConfig, run_dir: Path, meeting: Path, workers: WorkerGroup, fault: str | None, call: int
+) -> None:
     torch.set_num_threads(1)
     if fault is not None:
         FAULTS[fault](call)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    train(config, run_dir, Witness(), workers=WorkerGroup(rank, 2))
+    size = workers.world_size
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=workers.rank, world_size=size)
+    train(config, run_dir, Witness(), workers=workers)
     dist.destroy_process_group()
 
 

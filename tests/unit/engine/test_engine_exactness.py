@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from exact_runs import LAST_STEPS, STEPS, experiment, global_batches, witnessed
-from kill_child import KILLED, in_child, in_two_children
+from kill_child import KILLED, in_child, in_children
 from run_states import assert_equal, final_state
 
 from toy_images import write_splits
@@ -35,7 +35,7 @@ def straight(tmp_path_factory, config):
 @pytest.fixture(scope="module")
 def straight_of_two(tmp_path_factory, config):
     run_dir = tmp_path_factory.mktemp("two") / "straight"
-    assert in_two_children(config, run_dir) == [0, 0]
+    assert in_children(config, run_dir) == [0, 0]
     return run_dir
 
 
@@ -69,10 +69,10 @@ def test_killed_and_resumed_equals_straight(straight, config, tmp_path, steps):
 @pytest.mark.parametrize(("steps", "ranks"), [(0, {1}), (1, {0}), (6, {1}), (7, {0, 1}), (9, {0}), (13, {0, 1})])
 def test_two_workers_killed_and_resumed_equal_straight(straight_of_two, config, tmp_path, steps, ranks):
     run_dir = tmp_path / "run"
-    codes = in_two_children(config, run_dir, *fault_after(steps), ranks=ranks)
+    codes = in_children(config, run_dir, *fault_after(steps), ranks=ranks)
     assert all(codes)
     assert KILLED in [codes[rank] for rank in ranks]
-    assert in_two_children(config, run_dir) == [0, 0]
+    assert in_children(config, run_dir) == [0, 0]
     assert_equal(final_state(run_dir), final_state(straight_of_two))
     assert global_batches(run_dir) == global_batches(straight_of_two)
 
