@@ -27,6 +27,7 @@ from sensorlab.data.sampling import (
 from sensorlab.data.sampling_policies import ClassBalancedOrder, GroupedOrder, ImageWeightsOrder, RepeatFactorOrder
 from sensorlab.data.sampling_tables import ClassTable, aspect_groups, class_table
 from sensorlab.data.shards import read_row_group
+from sensorlab.data.subset import first_rows
 from sensorlab.errors import UserError
 
 CLASSES = {0: ["car", "car", "bus"], 5: ["bus"], 14: ["dog", "car"]}
@@ -69,6 +70,15 @@ def test_class_table(split: Split, reads: list[tuple[str, ...]]) -> None:
     assert {row: value for row, value in enumerate(weighted.tolist()) if value} == {0: 2.0, 5: 1.0, 14: 0.75}
     assert len(reads) == len(split.row_groups)
     assert all("boxes" in columns and not {"cameras", "lidars"} & set(columns) for columns in reads)
+
+
+def test_tables_of_a_part_end_where_it_does(split: Split) -> None:
+    part = first_rows(split, 15)  # cuts the row groups 13 + 4 after 2
+    table = class_table(part, ToyTask())
+    assert (table.num_samples, table.rows.tolist()) == (15, [0, 0, 5, 14, 14])
+    assert class_table(first_rows(split, 14), ToyTask()).rows.tolist() == [0, 0, 5]
+    assert np.flatnonzero(aspect_groups(part).of_row == 0).tolist() == [3, 4]
+    assert len(aspect_groups(part).of_row) == 15
 
 
 class CarsOnly(ToyTask):
