@@ -127,6 +127,19 @@ def _begin_momentum(optimizer: torch.optim.SGD) -> None:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a saved state, each tensor in the memory layout of its parameter.
+
+    Fused kernels walk through parameter and state side by side in memory. A file keeps values and no layout, so the
+    moments of a channels-last convolution would come back in another order than its weights, without an error.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, rates: Rates) -> None:
     """Give every group its factor of the peak rate ``lr`` times its multiplier, and the momentum of the step."""
     for group in optimizer.param_groups:

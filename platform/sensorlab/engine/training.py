@@ -25,7 +25,7 @@ from sensorlab.engine.ema import ExponentialAverage
 from sensorlab.engine.finite import FiniteCheck
 from sensorlab.engine.freeze import Freezing
 from sensorlab.engine.meters import IntervalMeter, SystemMeter, WallClock
-from sensorlab.engine.optim import build_optimizer
+from sensorlab.engine.optim import build_optimizer, restore_optimizer
 from sensorlab.engine.schedules import SchedulePoint
 from sensorlab.engine.seeds import step_seed
 from sensorlab.engine.sync_batchnorm import convert_sync_batchnorm
@@ -316,7 +316,7 @@ class Training:
         if "compile" in state["provenance"]:
             self.provenance["compile"] = state["provenance"]["compile"]
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
