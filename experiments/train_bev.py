@@ -13,7 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "platform"))  # a submitted job is a copy of the repository; nothing is installed
 
-from sensorlab.cluster.entry import train_main  # noqa: E402
+from sensorlab.errors import leave_on_interrupt  # noqa: E402
+
+with leave_on_interrupt():
+    from sensorlab.cluster.entry import train_main
 
 if __name__ == "__main__":
     sys.exit(train_main(None, Path(__file__), ROOT / "experiments" / "configs" / "tune_bev.yaml", __doc__ or ""))

@@ -1,8 +1,9 @@
-"""The line between a trial and its worker group: reports come in, the scheduler's decision to stop goes out.
+"""The line between a worker group and whoever waits for it: reports come in, the end goes out.
 
-Ray's ``TuneReportCallback`` carries reports only. A trial that is stopped with it stays blocked in ``trainer.fit()``,
-so its process has to be killed and the next trial pays for a new one: 2 s of imports, and 1 s for the queue. Here the
-trial's thread stays free. It ends its group itself, and both the process and the queue serve the next trial.
+Ray's own ways block in ``trainer.fit()``. A trial that its scheduler stops cannot end there, so its process has to be
+killed and the next trial pays for a new one (2 s of imports, and 1 s for the queue of ``TuneReportCallback``); and
+Ctrl-C ends a driver with whatever exit code comes of it. Here ``fit()`` has a thread of its own. Its caller stays free,
+ends the group itself, and in a trial both the process and the queue serve the next one.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def train_group(fit: Callable[[Sequence[Any]], Outcome], send: Callable[[Outcome
 
     Args:
         fit: trains a worker group to its end; takes the Ray Train callbacks that it must use.
-        send: takes a report; what it raises (``SystemExit`` when the scheduler stops the trial) ends the group.
+        send: takes a report; what it raises (``SystemExit`` when the scheduler stops the trial) ends the group, and so
+            does an interrupt.
 
     Returns:
         What ``fit`` returns; what it raises is raised.
@@ -81,10 +83,12 @@ def _fit(fit: Callable[[Sequence[Any]], Outcome], queue: Queue, attempt: str, ou
 def _end_group(controller: Any, thread: threading.Thread) -> None:
     """Ask the controller to end its workers and to give their resources back.
 
-    A group that does not end in time ends with this process: Tune replaces a process whose trial is still running.
+    A group whose controller is not known yet (nothing was reported) and one that does not end in time end with this
+    process: a driver exits, and Tune replaces a process whose trial is still running.
     """
-    if controller is not None:
-        controller.abort.remote()
+    if controller is None:
+        return
+    controller.abort.remote()
     thread.join(_END_S)
     if thread.is_alive():
         logger.warning("the worker group did not end within %.0f s", _END_S)

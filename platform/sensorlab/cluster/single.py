@@ -19,7 +19,7 @@ from sensorlab.cluster.progress import RunLine, Ticker
 from sensorlab.cluster.start import Cluster
 from sensorlab.cluster.table import duration, number
 from sensorlab.cluster.trainer import demand, fit_run, trains_in_process
-from sensorlab.cluster.worker import Program, RunSpec, TrackingTarget, keep_report, send_to_train
+from sensorlab.cluster.worker import Program, RunSpec, TrackingTarget, keep_report
 from sensorlab.config import as_dict, digest, flatten
 from sensorlab.experiment import ExperimentConfig, experiment_from
 from sensorlab.runs.client import open_client
@@ -102,7 +102,6 @@ def run_single(plan: RunPlan, cluster: Cluster, program: Program) -> dict[str, A
 def _run(plan: RunPlan, cluster: Cluster, program: Program, store: Store | None) -> dict[str, Any]:
     config = plan.experiment
     needs = demand(config, in_sweep=False)
-    alone = trains_in_process(config.resources, in_sweep=False, local=cluster.local)
     run_id = plan.run_id or (_create_run(store, plan) if store else None)
     plan.save(run_id)
     print(f"run {plan.run_dir.name}: {needs.describe()}; files in {plan.run_dir}", flush=True)
@@ -111,15 +110,14 @@ def _run(plan: RunPlan, cluster: Cluster, program: Program, store: Store | None)
         run_dir=str(plan.run_dir),
         dataset=plan.dataset,
         program=program,
-        in_process=alone,
+        in_process=trains_in_process(config.resources, in_sweep=False, local=cluster.local),
         tracking=_target(store, run_id, plan),
     )
     started = time.monotonic()
     status = "KILLED"
     try:
         with Ticker(RunLine(plan.run_dir)):
-            send = keep_report if alone else send_to_train
-            result = fit_run(spec, name=plan.run_dir.name, send=send, max_failures=MAX_FAILURES)
+            result = fit_run(spec, name=plan.run_dir.name, send=keep_report, max_failures=MAX_FAILURES)
         _check_digest(plan)
         status = "FINISHED"
     except Exception:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sensorlab.cluster.preflight import TRIAL_DRIVER_CPUS, Demand
-from sensorlab.cluster.worker import Report, RunSpec, train_worker, user_error_in
+from sensorlab.cluster.worker import Report, RunSpec, send_to_train, train_worker, user_error_in
 from sensorlab.errors import UserError
 from sensorlab.experiment import ExperimentConfig, ResourcesConfig, experiment_from
 
@@ -50,7 +50,6 @@ def fit_run(
     name: str,
     send: Callable[[Report], None],
     max_failures: int,
-    callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Train ``spec`` to its end and return what the train function returned.
 
@@ -60,13 +59,23 @@ def fit_run(
     Args:
         spec: the run.
         name: name of the run for Ray Train.
-        send: where the workers' reports go.
+        send: takes each report, in this process. What it raises, and an interrupt, ends the workers.
         max_failures: restarts of the worker group after crashes of workers.
-        callbacks: Ray Train callbacks, which run in the controller's process.
 
     Raises:
         UserError: the run failed because of something that the user must change.
     """
+    if spec.in_process:
+        return _fit(spec, name, send, max_failures, ())
+    from sensorlab.cluster.relay import train_group
+
+    return train_group(lambda callbacks: _fit(spec, name, send_to_train, max_failures, callbacks), send)
+
+
+def _fit(
+    spec: RunSpec, name: str, send: Callable[[Report], None], max_failures: int, callbacks: Sequence[Any]
+) -> dict[str, Any]:
+    """``send`` is called in the workers, ``callbacks`` in the process of Ray Train's controller."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 

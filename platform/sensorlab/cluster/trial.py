@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 from sensorlab.cluster.files import REPORT, RESULT, STOPPED, read_json
 from sensorlab.cluster.sweep_config import decode_values, resolve
 from sensorlab.cluster.trainer import fit_run
-from sensorlab.cluster.worker import Program, Report, RunSpec, TrackingTarget, send_to_train, send_to_tune
+from sensorlab.cluster.worker import Program, Report, RunSpec, TrackingTarget, send_to_tune
 from sensorlab.errors import UserError
 
 ORDER = "trial.json"  # written by the driver before the trial starts: its number, tracking run and expected digest
@@ -101,13 +100,7 @@ def _train(plan: TrialPlan, trial_id: str, values: Mapping[str, Any], order: Map
         in_process=plan.in_process,
         tracking=tracking,
     )
-    fit = functools.partial(fit_run, spec, name=f"train-{trial_id}", max_failures=plan.max_failures)
-    if plan.in_process:
-        fit(send=send)
-        return
-    from sensorlab.cluster.relay import train_group
-
-    train_group(lambda callbacks: fit(send=send_to_train, callbacks=callbacks), send)
+    fit_run(spec, name=f"train-{trial_id}", send=send, max_failures=plan.max_failures)
 
 
 def _await_order(run_dir: Path) -> dict[str, Any]:
