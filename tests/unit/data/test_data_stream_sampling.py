@@ -19,8 +19,15 @@ from sensorlab.data.dataset import Split
 from sensorlab.data.local_stream import LocalStream
 from sensorlab.data.order import Scores, SequentialOrder, SplitFacts
 from sensorlab.data.payload import CorruptSample, decode_payload, unpack_arrays
+from sensorlab.data.ray_stream import makes_own_datasets
 from sensorlab.data.ray_tasks import MakeBlocks
-from sensorlab.data.sampling import ClassBalancedSampling, ImageWeightsSampling, RepeatFactorSampling, SamplingConfig
+from sensorlab.data.sampling import (
+    ClassBalancedSampling,
+    ImageWeightsSampling,
+    RepeatFactorSampling,
+    SamplingConfig,
+    ShuffledSampling,
+)
 from sensorlab.data.shards import RowGroupCache, read_row_group
 from sensorlab.data.stream import StreamConfig, StreamSpec
 from sensorlab.errors import UserError
@@ -207,3 +214,10 @@ def test_tasks_of_a_process_make_the_order_of_an_epoch_once(split: Split) -> Non
         rows += [unpack_arrays(payload.content)["index"].tolist() for payload in payloads]
     assert rows == [[first, first + 1] for first in (0, 2, 4, 6)] * 2
     assert ORDERS == [0, 1]
+
+
+def test_one_worker_or_an_adaptive_order_needs_no_dataset_from_outside(split: Split) -> None:
+    adaptive, fixed = make_spec(split, WEIGHTS), make_spec(split, ShuffledSampling())
+    evaluation = StreamSpec(split, ToyTask(), 6, 3, False)
+    assert [makes_own_datasets(spec, 1) for spec in (adaptive, fixed, evaluation)] == [True, True, False]
+    assert [makes_own_datasets(spec, 2) for spec in (adaptive, fixed, evaluation)] == [True, False, False]
