@@ -241,10 +241,17 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = (), debug: bool
 def experiment_from(tree: Mapping[str, Any], where: str = "configuration") -> ExperimentConfig:
     """The experiment of a nested mapping, for example one that ``as_dict`` made, or one that names a ``preset``."""
     tree = with_preset(tree, where)
-    schedule = tree.get("schedule")
-    if isinstance(schedule, Mapping):  # here, not in a validator: after one, pydantic refuses lists for tuples
-        tree = {**tree, "schedule": {"name": OneCycleSchedule().name, **schedule}}
+    # Here, not in a validator: after one, pydantic refuses lists for tuples.
+    tree = _with_default_name(tree, "schedule", OneCycleSchedule().name)
+    if isinstance(tree.get("data"), Mapping):
+        tree = {**tree, "data": _with_default_name(tree["data"], "sampling", ShuffledSampling().name)}
     return validate(ExperimentConfig, tree, where)
+
+
+def _with_default_name(tree: Mapping[str, Any], section: str, name: str) -> Mapping[str, Any]:
+    """Keys of a tagged section without a name set those of the default one."""
+    content = tree.get(section)
+    return {**tree, section: {"name": name, **content}} if isinstance(content, Mapping) else tree
 
 
 # What may differ between a checkpoint's configuration and that of the run that resumes it: nothing that changes the

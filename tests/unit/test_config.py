@@ -208,3 +208,13 @@ def test_a_user_error_ends_with_code_2_and_one_line(capsys):
 def test_values_out_of_bounds_are_refused(override, key):
     with pytest.raises(UserError, match=key):
         experiment(override)
+
+
+def test_keys_of_a_tagged_section_without_a_name_set_the_default_one(tmp_path):
+    path = tmp_path / "experiment.yaml"
+    path.write_text("name: x\ntask: {name: bev_segmentation}\ndata: {path: d}\ntrain: {duration: 2 epochs}\n")
+    config = load_experiment(path, ["data.sampling.aspect_groups=true", "schedule.rise_fraction=0.5"])
+    assert (config.data.sampling.name, config.data.sampling.aspect_groups) == ("shuffled", True)
+    assert (config.schedule.name, config.schedule.rise_fraction) == ("one_cycle", 0.5)
+    other = load_experiment(path, ["data.sampling={name: repeat_factor, threshold: 0.1}"])
+    assert other.data.sampling.threshold == 0.1

@@ -37,15 +37,16 @@ class EngineProgram:
     """Train the experiment's task with :func:`sensorlab.engine.fit.fit`."""
 
     def datasets(self, spec: RunSpec) -> dict[str, Callable[[], Any]]:
+        from sensorlab.data.ray_stream import makes_own_datasets
+
         config = experiment_from(spec.experiment)
         streams = stream_specs(config, spec.dataset)
         if next_cursor(spec, config) is None:
             return {}  # trained to its end already; only the result is missing
-        # A stream of an adaptive order makes its own dataset when it knows the order.
         return {
             name: functools.partial(_dataset, name, stream, spec)
             for name, stream in streams.items()
-            if not stream.plan.adaptive
+            if not makes_own_datasets(stream, config.resources.num_workers)
         }
 
     def train(self, context: RunContext) -> Mapping[str, Any]:
@@ -187,7 +188,7 @@ def open_streams(context: RunContext, task: BaseTask) -> dict[str, SampleStream]
     """This worker's ends of the streams."""
     import ray.train
 
-    from sensorlab.data.ray_stream import RayStream
+    from sensorlab.data.ray_stream import RayStream, makes_own_datasets
 
     config, spec, workers = context.config, context.spec, context.workers
     specs = stream_specs(config, spec.dataset)
@@ -199,7 +200,7 @@ def open_streams(context: RunContext, task: BaseTask) -> dict[str, SampleStream]
     return {
         name: RayStream(
             stream,
-            None if stream.plan.adaptive else ray.train.get_dataset_shard(name),
+            None if makes_own_datasets(stream, workers.world_size) else ray.train.get_dataset_shard(name),
             **place,
             start=cursor,
             end_epoch=end_epoch,
