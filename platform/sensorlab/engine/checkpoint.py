@@ -125,8 +125,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         tensors = {file.stem: load_file(file, device=str(device)) for file in sorted(path.glob("*.safetensors"))}
     except SafetensorError as error:
         raise CheckpointError(f"checkpoint {path}: a file is not safetensors ({error})") from error
-    tree = json.loads((path / _STATE).read_text(encoding="utf-8"))
-    return {name: _join(value, tensors) for name, value in tree.items()}
+    try:
+        tree = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        return {name: _join(value, tensors) for name, value in tree.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {path}: {_STATE} is not a state ({error})") from error
 
 
 def read_info(path: Path) -> CheckpointInfo:

@@ -1,8 +1,8 @@
 """Another number of workers: the same samples in every global batch, and losses that differ by rounding alone.
 
 Two workers sum the gradients of a batch, and its mean losses, in two parts: float32 sums in another order. That is
-all that differs, as long as nothing in the model depends on which samples meet on a worker (statistics of batches, unless
-they are synchronised) or on the worker itself (dropout draws from a stream of its rank).
+all that differs, as long as nothing in the model depends on which samples meet on a worker (statistics of batches,
+unless they are synchronised) or on the worker itself (dropout draws from a stream of its rank).
 """
 
 from __future__ import annotations
