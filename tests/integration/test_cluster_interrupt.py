@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sensorlab.cluster.files import PROGRESS, read_json
+from sensorlab.cluster.lease import DRIVER, TRAINING, hold
 from sensorlab.runs.client import open_client
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,4 +113,6 @@ def test_in_the_middle_of_a_run(experiment, moment, resources):
     client = open_client(f"sqlite:///{experiment}/mlruns.db")
     experiments = [found.experiment_id for found in client.search_experiments()]
     assert {found.info.status for found in client.search_runs(experiments)} == {"KILLED"}
-    assert not list(run.glob(".*.lease")), "the interrupted run still seems to be in use"
+    for lease in (DRIVER, TRAINING):  # free at once, although the workers of a group had no time to say so
+        with hold(run, lease):
+            pass

@@ -9,10 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+from toy_program import ToyProgram
 
 from sensorlab.cluster import lease as leases
 from sensorlab.cluster.lease import DRIVER, TRAINING, LeaseGuard, hold
+from sensorlab.cluster.single import RunPlan, run_single
+from sensorlab.cluster.start import Cluster
+from sensorlab.cluster.sweep import SweepPlan, run_sweep
+from sensorlab.cluster.sweep_config import load_sweep
 from sensorlab.errors import UserError
+from sensorlab.experiment import experiment_from
 
 HOLDER = """
 import sys, time
@@ -22,15 +28,13 @@ with hold(Path(sys.argv[1]), DRIVER):
     print("held", flush=True)
     sys.stdin.readline()
 """
+PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
 
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the lease of ``tmp_path`` until it reads a line."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], **PIPES)
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -66,6 +70,28 @@ def test_a_process_id_that_was_given_again_is_another_process(tmp_path, holder):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"started": 1.0}))
     with hold(tmp_path, DRIVER):
         pass
+
+
+def test_a_second_driver_of_a_run_or_a_sweep_is_refused_before_anything_starts(tmp_path):
+    tree = {"name": "toy", "task": {"name": "bev_segmentation"}, "data": {"path": "d"}}
+    config = experiment_from(tree | {"train": {"duration": "1 epoch"}})
+    sweep = load_sweep({"space": {"optim.lr": {"choice": [1e-3, 1e-2]}}, "algorithm": "grid", "scheduler": "none"})
+    here = Cluster("", True, ({"CPU": 4.0},))
+    run = RunPlan(tmp_path / "runs" / "r", config, "d", None)
+    plan = SweepPlan("s", tmp_path, config, sweep, "d", None)
+    for directory, second in (
+        (run.run_dir, lambda: run_single(run, here, ToyProgram())),
+        (plan.directory, lambda: run_sweep(plan, here, ToyProgram())),
+    ):
+        directory.mkdir(parents=True)
+        other = subprocess.Popen([sys.executable, "-c", HOLDER, str(directory)], **PIPES)
+        try:
+            assert other.stdout.readline() == "held\n"
+            with pytest.raises(UserError, match=f"in use by process {other.pid} on "):
+                second()
+        finally:
+            other.kill()
+            other.wait()
 
 
 def elsewhere(path: Path) -> None:
