@@ -3,6 +3,11 @@
 python experiments/train_bev.py                                    the laptop experiment, without its sweep
 python experiments/train_bev.py --config FILE key=value ...        another experiment, other settings
 python experiments/train_bev.py --resume latest                    go on from the latest checkpoint
+python experiments/train_bev.py --resume latest train.extend.duration='5 epochs'    train longer than was planned
+python experiments/train_bev.py --validate latest                  measure the best checkpoint again, train nothing
+python experiments/train_bev.py --debug                            a few steps of a small network, in seconds
+python experiments/train_bev.py --overfit 4                        can it learn four samples by heart?
+python experiments/train_bev.py --find-lr                          which learning rates are worth trying
 """
 
 from __future__ import annotations

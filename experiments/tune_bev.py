@@ -3,6 +3,7 @@
 python experiments/tune_bev.py                                     laptop: makes the data, starts Ray, sweeps
 python experiments/tune_bev.py --config FILE key=value ...         another experiment, other settings
 python experiments/tune_bev.py --resume latest                     go on after an interruption
+python experiments/tune_bev.py --debug                             two trials of a few steps, to see that it runs
 ray job submit --working-dir . -- python experiments/tune_bev.py   the same on a cluster
 """
 
