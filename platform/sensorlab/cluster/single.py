@@ -125,7 +125,7 @@ def _run(plan: RunPlan, cluster: Cluster, program: Program, store: Store | None)
         raise
     finally:  # also on SIGTERM, which Ray turns into SystemExit
         if store is not None and run_id is not None:
-            _end_run(store, run_id, status)
+            end_run(store, run_id, status)
         if status != "FINISHED":
             print(f"not finished; continue with: {resume_command(plan)}", flush=True)
     return _conclude(plan, result, store, run_id, time.monotonic() - started)
@@ -159,7 +159,7 @@ def _target(store: Store | None, run_id: str | None, plan: RunPlan) -> TrackingT
     return TrackingTarget(store.uri, run_id, params, code_root=plan.code_root)
 
 
-def _end_run(store: Store, run_id: str, status: str) -> None:
+def end_run(store: Store, run_id: str, status: str) -> None:
     """End the run if its worker could not."""
     try:
         client = open_client(store.uri)

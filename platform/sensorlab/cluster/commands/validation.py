@@ -15,7 +15,7 @@ from sensorlab.cluster.commands import launch
 from sensorlab.cluster.files import REPORT, read_json
 from sensorlab.cluster.preflight import open_tracking
 from sensorlab.cluster.program import VAL, build_task, revision_in_use, stream_specs
-from sensorlab.cluster.single import RunPlan, _end_run
+from sensorlab.cluster.single import RunPlan, end_run
 from sensorlab.cluster.start import Cluster
 from sensorlab.cluster.sweep import new_name
 from sensorlab.cluster.table import number
@@ -210,7 +210,7 @@ def _recorded(
         status = "FAILED"
         raise
     finally:
-        _end_run(store, run_id, status)
+        end_run(store, run_id, status)
 
 
 def _print(
