@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -60,34 +60,50 @@ class Kill:
     seconds_to_new_step: float | None  # to the first step never done before; None: killed again before
 
 
-def run_attempt(run_dir: Path, seed: int, kill_after_step: int | None = None, delay_s: float = 0.0) -> Attempt:
+def run_attempt(
+    run_dir: Path, seed: int, kill_after_step: int | None = None, delay_s: float = 0.0, workers: int = 1
+) -> Attempt:
     """Train in a fresh process; kill it ``delay_s`` after it has announced step ``kill_after_step`` or a later one.
 
+    Several ``workers`` are a process each. All are killed, one after the other, beginning with any of them.
+
     Raises:
-        UserError: the process failed by itself, or says nothing for two minutes; the message has its last lines.
+        UserError: a process failed by itself, or says nothing for two minutes; the message has its last lines.
     """
-    command = [sys.executable, "-m", "sensorlab.selftest.training", str(run_dir), "--seed", str(seed)]
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryDirectory() as folder:
         attempt = Attempt(time.perf_counter())
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        children = [_start(run_dir, seed, rank, workers, Path(folder) / "meeting", errors) for rank in range(workers)]
         try:
-            for at, line in _lines(child):
+            for at, line in _lines(children[0]):
                 _note(attempt, at, line)
                 due = kill_after_step is not None and attempt.step_at and attempt.last_step >= kill_after_step
                 if due and attempt.killed_at is None:
                     time.sleep(delay_s)
                     attempt.killed_at = time.perf_counter()
-                    child.kill()
+                    first = attempt.last_step % workers
+                    for child in children[first:] + children[:first]:
+                        child.kill()
+            exit_codes = [child.wait(SILENCE_S) for child in children]
         finally:
-            child.kill()
-            exit_code = child.wait()
-        if exit_code == 0:
+            for child in children:
+                child.kill()
+                child.wait()
+        if not any(exit_codes):
             attempt.killed_at = None  # it was done before the signal came
         elif attempt.killed_at is None:
             errors.seek(0)
             message = errors.read().decode(errors="replace")
-            raise UserError(f"the training process failed with exit code {exit_code}:\n{message[-2000:]}")
+            raise UserError(f"the training process failed with exit code {max(exit_codes)}:\n{message[-2000:]}")
     return attempt
+
+
+def _start(
+    run_dir: Path, seed: int, rank: int, workers: int, meeting: Path, errors: IO[bytes]
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "sensorlab.selftest.training", str(run_dir), "--seed", str(seed)]
+    command += ["--workers", str(workers), "--rank", str(rank), "--meeting", str(meeting)]
+    output = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
+    return subprocess.Popen(command, stdout=output, stderr=errors, text=True)
 
 
 def _lines(child: subprocess.Popen[str]) -> Iterator[tuple[float, str]]:
@@ -121,15 +137,16 @@ def _note(attempt: Attempt, at: float, line: str) -> None:
         attempt.saved = int(number)
 
 
-def kill_and_resume(run_dir: Path, seed: int, num_kills: int) -> list[Attempt]:
+def kill_and_resume(run_dir: Path, seed: int, num_kills: int, workers: int = 1) -> list[Attempt]:
     """Attempts of one run, each killed at a random moment except the last, which ends it."""
     generator = keyed_generator("selftest", "kills", seed)
     steps = np.sort(generator.choice(np.arange(1, NUM_STEPS - 2), size=num_kills, replace=False))
     delays = generator.uniform(0.0, 0.02, size=num_kills)  # seconds: anywhere in the steps and saves that follow
     attempts = [
-        run_attempt(run_dir, seed, step, delay) for step, delay in zip(steps.tolist(), delays.tolist(), strict=True)
+        run_attempt(run_dir, seed, step, delay, workers)
+        for step, delay in zip(steps.tolist(), delays.tolist(), strict=True)
     ]
-    return [*attempts, run_attempt(run_dir, seed)]
+    return [*attempts, run_attempt(run_dir, seed, None, 0.0, workers)]
 
 
 def cost_of_kills(attempts: list[Attempt]) -> list[Kill]:
@@ -188,16 +205,17 @@ def _sha256(tree: Any) -> str:
     return sha256.hexdigest()
 
 
-def report(num_kills: int, seed: int) -> bool:
+def report(num_kills: int, seed: int, workers: int = 1) -> bool:
     """Run the test and print its findings; whether the killed run equals the straight one."""
     if not 1 <= num_kills <= NUM_STEPS // 2:
         raise UserError(f"--kills is between 1 and {NUM_STEPS // 2}, got {num_kills}")
     with tempfile.TemporaryDirectory(prefix="sensorlab-selftest-") as folder:
         straight, killed = Path(folder) / "straight", Path(folder) / "killed"
-        print(f"a run of {NUM_STEPS} steps, never interrupted ...", flush=True)
-        run_attempt(straight, seed)
+        on = f" on {workers} workers" if workers > 1 else ""
+        print(f"a run of {NUM_STEPS} steps{on}, never interrupted ...", flush=True)
+        run_attempt(straight, seed, None, 0.0, workers)
         print(f"the same run, killed {num_kills} times ...", flush=True)
-        kills = cost_of_kills(kill_and_resume(killed, seed, num_kills))
+        kills = cost_of_kills(kill_and_resume(killed, seed, num_kills, workers))
         for number, kill in enumerate(kills, 1):
             print(_line(number, kill), flush=True)
         expected, found = result_digest(straight), result_digest(killed)

@@ -71,6 +71,13 @@ def test_a_killed_child_is_resumed_and_one_that_fails_is_reported(tmp_path):
         run_attempt(tmp_path / "file" / "run", seed=0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_group_of_workers_is_killed_and_resumed(capsys, workers):
+    assert resume.report(2, 1, workers)
+    assert f"on {workers} workers" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("different", [True, False])
 def test_the_verdict(monkeypatch, capsys, different):
     """The verdict over attempts as they might have been; real kills are in the README's command."""
@@ -80,7 +87,7 @@ def test_the_verdict(monkeypatch, capsys, different):
     monkeypatch.setattr(resume, "run_attempt", lambda *_: straight)
     monkeypatch.setattr(resume, "kill_and_resume", lambda *_: killed)
     monkeypatch.setattr(resume, "result_digest", lambda _: next(digests))
-    assert commands.run_resume(argparse.Namespace(kills=1, seed=0)) == int(different)
+    assert commands.run_resume(argparse.Namespace(kills=1, seed=0, workers=1)) == int(different)
     assert ("FAILED" if different else "passed: 1 kills") in capsys.readouterr().out
 
 
