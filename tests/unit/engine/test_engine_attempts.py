@@ -162,3 +162,42 @@ def test_a_checkpoint_that_is_kept_for_good_stays_so_when_its_step_is_saved_agai
     run(config, tmp_path)
     kept = {info.step: info.permanent for info in CheckpointStore(tmp_path / "checkpoints").all()}
     assert kept[6]
+
+
+class Panels(Callback):
+    """Notes the steps whose evaluation has pictures."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_panels(self, training, panels, step):
+        self.steps.append(step)
+
+
+def every_step(**changes: Any) -> ExperimentConfig:
+    """Nine steps with an evaluation and a checkpoint each."""
+    checkpoints = CheckpointConfig(every="1 step", keep_latest=1, keep_every="4 steps")
+    evaluation = EvalConfig(metric="val/loss", mode="max", every="1 step", panels_every="3 steps")
+    return experiment(checkpoint=checkpoints, eval=evaluation, **changes)
+
+
+def attempts(run_dir: Path, stops: list[int]) -> list[int]:
+    """Steps with pictures, of a run whose attempts die in ``stops``."""
+    config, panels = every_step(), Panels()
+    task = ToyTask(config.task)
+    for stop in [*stops, -1]:
+        streams = ToyStream(21, 4, task), ToyStream(9, 4, task, training=False)
+        try:
+            fit(config, task, *streams, run_dir=run_dir, callbacks=[JsonLog(), panels, StopAtStep(stop)])
+        except Interrupted:
+            assert stop in stops
+    return panels.steps
+
+
+@pytest.mark.parametrize("stops", [[], [4], [5], [4, 5, 8, 9]])
+def test_what_is_kept_for_good_and_drawn_every_so_often_does_not_depend_on_kills(tmp_path, stops):
+    assert attempts(tmp_path, stops) == [1, 3, 6, 9]  # the first evaluation has pictures too
+    infos = {info.step: info for info in CheckpointStore(tmp_path / "checkpoints").all()}
+    assert [step for step, info in infos.items() if info.permanent] == [4, 8]
+    best = CheckpointStore(tmp_path / "checkpoints", best_metric="val/loss").best()
+    assert set(infos) == {4, 8, 9, best.step}
