@@ -72,19 +72,15 @@ def test_losses_of_every_step_are_those_stored(name: str, root: Path) -> None:
     assert first_difference(stored, found, TOLERANCE) is None
 
 
-@pytest.mark.parametrize(
-    "change", ["seed=1", "data.augment=false", "task.losses.pos_weight=2.3", "optim.lr=4e-4", "data.shuffle_window=1"]
-)
+@pytest.mark.parametrize("change", ["seed=1", "data.augment=false", "task.losses.pos_weight=2.3", "optim.lr=4e-4"])
 def test_the_tolerance_tells_a_changed_experiment(change: str, root: Path) -> None:
     name = "train_bev_astyx_radar"
     assert first_difference(read_series(GOLDEN / f"{name}.jsonl"), losses(name, root, [change]), TOLERANCE) is not None
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("tune")])
 def test_the_debug_section_of_a_sweep_makes_a_sweep(name: str) -> None:
     tree = load_file(CONFIGS / f"{name}.yaml", debug=True)
-    if "sweep" not in tree:
-        pytest.skip("no sweep")
     experiment, sweep, _ = split_overrides(tree, [])
     check_space(load_sweep(sweep), as_dict(experiment_from(experiment)), experiment_from)
     assert load_sweep(sweep).num_trials <= 2
