@@ -66,6 +66,17 @@ def test_killed_and_resumed_equals_straight(straight, config, tmp_path, steps):
     assert global_batches(tmp_path) == global_batches(straight)
 
 
+@pytest.mark.parametrize("steps", [5, 9])
+def test_evaluating_the_model_itself_leaves_no_trace(config, tmp_path, steps):
+    """Without an average, evaluations inside of an epoch switch the mode of a model of which parts are frozen."""
+    config = config.model_copy(update={"train": config.train.model_copy(update={"ema": None})})
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    assert in_child(config, straight) == 0
+    assert in_child(config, resumed, *fault_after(steps)) == KILLED  # goes on right after an evaluation
+    assert in_child(config, resumed) == 0
+    assert_equal(final_state(resumed), final_state(straight))
+
+
 @pytest.mark.parametrize(("steps", "ranks"), [(0, {1}), (1, {0}), (6, {1}), (7, {0, 1}), (9, {0}), (13, {0, 1})])
 def test_two_workers_killed_and_resumed_equal_straight(straight_of_two, config, tmp_path, steps, ranks):
     run_dir = tmp_path / "run"
