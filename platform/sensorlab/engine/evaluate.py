@@ -111,6 +111,7 @@ def _reported(
             reported[f"val/{key}"] = value
             training.protocols[f"val/{key}"] = {**metric.protocol.model_dump(mode="json"), **_evaluated_on(training)}
     training.class_scores = training.task.class_scores(metrics)
+    training.tables = training.task.tables(metrics)
     total = sum(part["count"] for part in gathered)
     for name in sorted({name for part in gathered for name in part["sums"]}):
         reported[f"val/{name}"] = sum(part["sums"].get(name, 0.0) for part in gathered) / max(total, 1)

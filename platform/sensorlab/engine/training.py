@@ -98,6 +98,7 @@ class Training:
         self.best_objective: float | None = None
         self.stop_reason: str | None = None  # why training ends before its budget
         self.class_scores: dict[str, float] = {}  # of the last evaluation
+        self.tables: dict[str, dict[str, Sequence[Any]]] = {}  # of the last evaluation: name -> column -> values
         self.order_scores: dict[str, float] = {}  # those that the order of the current epoch was made from
         self.corrupt_samples: list[str] = []  # messages of the samples that were skipped, of all workers and attempts
         self.metrics: dict[str, float] = {}  # latest value of every reported name

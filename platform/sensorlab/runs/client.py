@@ -19,6 +19,8 @@ SWITCHES = {
     "DO_NOT_TRACK": "true",
     # Loading a model must never execute a pickle (MLflow's default would).
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    # Commands print tables; a bar for every small file would be between their lines.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # MLflow's job runner starts 8 processes and 1.8 GB per server; nothing here uses it.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     # Defaults (7 retries, 120 s each) block a caller for minutes when a server is away. The recorder retries itself.

@@ -15,8 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sensorlab.runs.client import is_permanent, open_client
+from sensorlab.runs.datasets import log_datasets
 from sensorlab.runs.names import MAX_TAG_LENGTH, MetricNames, metric_name, shortened
 from sensorlab.runs.outbox import Artifact, deliver, image_key, stored_images
+from sensorlab.runs.overview import describe
 from sensorlab.runs.spool import Record
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class Delivery:
     Args:
         uri: tracking URI, as :class:`sensorlab.runs.store.Store` has it.
         run_id: an existing run.
-        reopen: set a run that had ended back to RUNNING (a new attempt); off when only a spool is replayed.
+        reopen: set a run that had ended back to RUNNING (a new attempt); off when only a spool is delivered.
     """
 
     def __init__(self, uri: str, run_id: str, reopen: bool = True) -> None:
@@ -154,6 +156,10 @@ class Delivery:
         elif record.kind == "tags":
             tags = [RunTag(key, shortened(str(value), MAX_TAG_LENGTH)) for key, value in items]
             self._in_calls(tags, lambda part: self._log_batch(tags=part))
+        elif record.kind == "datasets":
+            log_datasets(self._client, self.run_id, record.values)
+        elif record.kind == "overview":
+            describe(self._client, self.run_id, record.values)
         elif record.kind == "status":
             if self._reopen and record.values.get("attempt") != self.attempt:
                 return  # the end of an earlier attempt, delivered late: the run goes on

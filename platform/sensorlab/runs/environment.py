@@ -91,6 +91,7 @@ def capture_environment(root: str | Path | None = None) -> Environment:
     files = {
         "system.txt": "".join(f"{name}: {value}\n" for name, value in hardware.items()),
         "packages.txt": installed_packages(),
+        "source.txt": source_digests(Path(sensorlab.__file__).parent),
         "git_revision.txt": f"{code.commit}{' dirty' if code.is_dirty else ''}\n",
     }
     if code.diff:
@@ -143,6 +144,12 @@ def installed_packages() -> str:
     """``name==version`` of every installed distribution, one per line, sorted; can be given to ``pip install -r``."""
     pairs = {(dist.metadata["Name"] or "", dist.version) for dist in metadata.distributions()}
     return "".join(f"{name}=={version}\n" for name, version in sorted(pairs, key=lambda pair: pair[0].lower()) if name)
+
+
+def source_digests(package: Path) -> str:
+    """``sha256  path`` of every Python file of a package, sorted: what the code was, with or without a repository."""
+    files = sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
+    return "".join(f"{hashlib.sha256((package / name).read_bytes()).hexdigest()}  {name}\n" for name in files)
 
 
 def _parse_revision(text: str, origin: str) -> CodeRevision:

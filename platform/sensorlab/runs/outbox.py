@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sensorlab.runs.models import deliver_model
 from sensorlab.runs.names import metric_name
+from sensorlab.runs.tables import note_table
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
+
+_READ_LATER = ("path", "model")  # kinds whose payload is where the content is
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,11 @@ class Artifact:
     """One artifact to deliver.
 
     Attributes:
-        kind: "image" (a picture of a series with a step), "content" (bytes to store as a file) or "path" (an existing
-            file or folder, read when it is delivered).
-        name: image key; file name below the run's artifacts; or the path's destination folder ("" = the root).
+        kind: "image" (a picture of a series with a step), "content" (bytes to store as a file), "table" (the same, and
+            listed as a table), "path" (an existing file or folder, read when it is delivered) or "model" (an existing
+            folder, see :mod:`sensorlab.runs.models`).
+        name: image key; file name below the run's artifacts; the path's destination folder ("" = the root); or the
+            model's name.
         step, time_ms: of an image.
         payload: (H, W), (H, W, 3) or (H, W, 4) uint8 array; the bytes; or the path as text.
     """
@@ -53,7 +59,7 @@ class Outbox:
         entry = self.folder / f"{self._next:08d}.json"
         self._next += 1
         meta = asdict(artifact)
-        if artifact.kind != "path":
+        if artifact.kind not in _READ_LATER:
             payload = _png(artifact.payload) if artifact.kind == "image" else artifact.payload
             entry.with_suffix(".payload").write_bytes(payload)
             meta["payload"] = None
@@ -68,7 +74,7 @@ class Outbox:
         if not entries:
             return None
         meta = json.loads(entries[0].read_text())
-        if meta["kind"] != "path":
+        if meta["kind"] not in _READ_LATER:
             content = entries[0].with_suffix(".payload").read_bytes()
             meta["payload"] = _pixels(content) if meta["kind"] == "image" else content
         return entries[0], Artifact(**meta)
@@ -97,17 +103,21 @@ def deliver(client: MlflowClient, run_id: str, artifact: Artifact) -> None:
             timestamp=artifact.time_ms,
             synchronous=True,
         )
-    elif artifact.kind == "content":
+    elif artifact.kind in ("content", "table"):
         head, _, leaf = artifact.name.rpartition("/")
         with tempfile.TemporaryDirectory(prefix="sensorlab-") as folder:
             path = Path(folder) / leaf
             path.write_bytes(artifact.payload)
             client.log_artifact(run_id, str(path), head or None)
+        if artifact.kind == "table":
+            note_table(client, run_id, artifact.name)
     else:
         path = Path(artifact.payload)
         if not path.exists():
             raise FileNotFoundError(f"artifact {path} no longer exists")
-        if path.is_dir():
+        if artifact.kind == "model":
+            deliver_model(client, run_id, artifact.name, path)
+        elif path.is_dir():
             client.log_artifacts(run_id, str(path), artifact.name or None)
         else:
             client.log_artifact(run_id, str(path), artifact.name or None)

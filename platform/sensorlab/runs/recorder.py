@@ -1,8 +1,8 @@
 """Recording a run without slowing its training: a queue, one background thread, and a spool on disk.
 
 ``log`` appends to a queue and returns. The thread writes to the store every two seconds, or earlier when 1,000 points
-wait. While the store is away the queue moves to the spool (:mod:`sensorlab.runs.spool`) and is replayed in order when
-the store is back, by this process or, after its death, by the next attempt of the run.
+wait. While the store is away the queue moves to the spool (:mod:`sensorlab.runs.spool`) and is delivered in order
+when the store is back, by this process or, after its death, by the next attempt of the run.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sensorlab.runs.delivery import Delivery
 from sensorlab.runs.names import metric_name, param_values
 from sensorlab.runs.outbox import Artifact, Outbox, checked_image
 from sensorlab.runs.spool import Record, Spool
+from sensorlab.runs.tables import Columns, table_content, table_file
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +136,26 @@ class RunRecorder:
         """Upload a file or folder into the folder ``artifact_path``. It is read later: leave it until ``flush``."""
         self._put(Artifact("path", artifact_path, 0, _now_ms(), str(Path(path).resolve())))
 
+    def log_table(self, columns: Columns, name: str, step: int) -> None:
+        """Record one evaluation's table, column name to values; the next one of this name replaces it.
+
+        Raises:
+            ValueError: see :func:`sensorlab.runs.tables.table_content`.
+        """
+        self._put(Artifact("table", table_file(name), step, _now_ms(), table_content(columns, step)))
+
+    def log_model(self, folder: str | Path, name: str) -> None:
+        """Upload a folder of :func:`sensorlab.runs.models.write_model` as a logged model. Leave it until ``flush``."""
+        self._put(Artifact("model", name, 0, _now_ms(), str(Path(folder).resolve())))
+
+    def log_datasets(self, datasets: Mapping[str, Mapping[str, Any]]) -> None:
+        """Record what the run read: use ("train", "val") to ``name``, ``digest``, ``source`` and ``profile``."""
+        self._queue.append(Record("datasets", 0, _now_ms(), {use: dict(entry) for use, entry in datasets.items()}))
+
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """Write the description on the run's page (see :mod:`sensorlab.runs.overview`)."""
+        self._queue.append(Record("overview", 0, _now_ms(), dict(facts)))
+
     # ------------------------------------------------------------------ synchronisation
 
     def flush(self, deadline_s: float = 0.0) -> bool:
@@ -163,7 +184,7 @@ class RunRecorder:
 
         Returns:
             True if the store has everything; else the rest is in the spool for the next attempt of the run, or for
-            :func:`replay_spool`.
+            :func:`deliver_spool`.
         """
         if self._closed:
             return True
@@ -181,7 +202,7 @@ class RunRecorder:
         atexit.unregister(self._save)
         if not delivered:
             logger.warning(
-                "run %s: %d records and %d artifacts did not reach %s; they are kept in %s (sensorlab runs replay)",
+                "run %s: %d records and %d artifacts did not reach %s; they are kept in %s (sensorlab runs deliver)",
                 *(self.run_id, len(self._spool), len(self._outbox)),
                 *(without_password(self._delivery.uri), self._spool.path.parent),
             )
@@ -327,7 +348,7 @@ def _now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def replay_spool(uri: str, spool_dir: str | Path, deadline_s: float = 60.0) -> dict[str, bool]:
+def deliver_spool(uri: str, spool_dir: str | Path, deadline_s: float = 60.0) -> dict[str, bool]:
     """Deliver what ended runs left in their spools, for example after a server was down at their end.
 
     Returns:

@@ -27,10 +27,10 @@ class Record(NamedTuple):
     """One call of the recorder.
 
     Attributes:
-        kind: "metrics", "params", "tags" or "status".
+        kind: "metrics", "params", "tags", "datasets", "overview" or "status".
         step: global step of the metrics; 0 for the other kinds.
         time_ms: when it was recorded, milliseconds since the epoch; part of a point's identity in the store.
-        values: name to number (metrics) or text (the rest).
+        values: name to number (metrics), text (params, tags, status) or plain data (the rest).
     """
 
     kind: str

@@ -194,12 +194,13 @@ def _check_usable(uri: str) -> MlflowClient:
         client.search_experiments(max_results=1)
         return client
     except Exception as error:
-        raise _explained(uri, error) from error
+        raise explained(uri, error) from error
     finally:
         quiet.setLevel(level)
 
 
-def _explained(uri: str, error: Exception) -> UserError:
+def explained(uri: str, error: Exception) -> UserError:
+    """What a failure to use the store at ``uri`` means for the user."""
     shown, text = without_password(uri), str(error).strip()
     reason = text.partition("\n")[0][:200]
     if "out-of-date database schema" in text or "Can't locate revision" in text:
@@ -240,7 +241,7 @@ def _store(uri: str, experiment: str, location: str | None) -> Store:
     except UserError:
         raise
     except Exception as error:
-        raise _explained(uri, error) from error
+        raise explained(uri, error) from error
 
 
 def _experiment_id(client: MlflowClient, name: str, location: str | None) -> str:

@@ -18,6 +18,7 @@ from sensorlab.runs.names import metric_name, param_values
 from sensorlab.runs.outbox import stored_images
 from sensorlab.runs.recorder import RunRecorder, RunStatus
 from sensorlab.runs.store import Store
+from sensorlab.runs.tags import PARENT_TAG, PROTOCOL_TAG, ROLE_TAG, SWEEP_TAG, TRIAL_TAG
 from sensorlab.runs.views import common_images, publish_sweep_view
 
 if TYPE_CHECKING:
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
-
-PARENT_TAG = "mlflow.parentRunId"
-SWEEP_TAG = "sensorlab.sweep_id"
-TRIAL_TAG = "sensorlab.trial_id"
-PROTOCOL_TAG = "sensorlab.protocol"
-"""Tag with the digest of the metric protocols of a run; runs with different protocols are not ranked together."""
 
 BEFORE_FIRST_STEP = -1
 """Step of the placeholder point (NaN) that every run of a sweep starts with."""
@@ -92,7 +87,7 @@ class SweepRuns:
         self.mode: Mode = mode
         self._client: MlflowClient = open_client(store.uri)
         self.parent_run_id = _find_or_create(
-            *(self._client, store, {SWEEP_TAG: sweep_id, "sensorlab.role": "sweep"}, name),
+            *(self._client, store, {SWEEP_TAG: sweep_id, ROLE_TAG: "sweep"}, name),
             {**(tags or {}), "sensorlab.objective": metric_name(objective), "sensorlab.mode": mode},
             objective,
         )
@@ -113,7 +108,7 @@ class SweepRuns:
             params: the searched values only; constants belong to the configuration artifact.
             log_scaled: names in ``params`` that are searched on a log scale.
         """
-        identity = {PARENT_TAG: self.parent_run_id, TRIAL_TAG: trial_id, "sensorlab.role": "trial"}
+        identity = {PARENT_TAG: self.parent_run_id, TRIAL_TAG: trial_id, ROLE_TAG: "trial"}
         run_id = _find_or_create(self._client, self.store, identity, name or trial_id, tags or {}, self.objective)
         run = self._client.get_run(run_id)
         from mlflow.entities import Param

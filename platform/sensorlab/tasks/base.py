@@ -97,6 +97,20 @@ class BaseTask(ABC):
         """
         return {}
 
+    def tables(self, metrics: Mapping[str, Metric]) -> dict[str, dict[str, Sequence[Any]]]:
+        """What an evaluation found beyond the curves, for example scores per class or a confusion matrix in rows.
+
+        Every worker calls it; the tables are recorded as files that the tracking pages show and compare, so that
+        numbers per class need no metric name each.
+
+        Args:
+            metrics: the accumulators of :meth:`metrics`, merged over the workers.
+
+        Returns:
+            Table name to columns: column name to its values (text, integers, floats), all of one length.
+        """
+        return {}
+
     def sample_classes(self, sample: Sample) -> Mapping[str, int]:
         """Number of objects of each class in a sample (read with its boxes only), for class-balanced orders."""
         return Counter(sample.boxes.category)

@@ -96,10 +96,10 @@ def test_what_is_captured_names_no_host_and_no_secret(repository: Path, monkeypa
 def parse(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     commands.register(parser.add_subparsers())
-    return parser.parse_args(["runs", "replay", *arguments])
+    return parser.parse_args(["runs", "deliver", *arguments])
 
 
-def test_replay_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_deliver_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     missing = parse(str(tmp_path / "none"))
     with pytest.raises(UserError, match="does not exist"):

@@ -14,7 +14,7 @@ import pytest
 
 from sensorlab.runs.client import open_client
 from sensorlab.runs.delivery import Delivery
-from sensorlab.runs.recorder import RunRecorder, replay_spool
+from sensorlab.runs.recorder import RunRecorder, deliver_spool
 from sensorlab.runs.spool import Record, Spool
 from sensorlab.runs.store import Store
 
@@ -201,7 +201,7 @@ def test_a_resumed_run_has_one_point_per_step(
     assert len(open_client(store.uri).list_artifacts(run_id, "images")) == 4
 
 
-def test_a_spool_left_by_an_attempt_is_replayed_by_the_next(
+def test_a_spool_left_by_an_attempt_is_delivered_by_the_next(
     store: Store, new_run: Callable[[], str], spool_dir: Path, history: History, outage: threading.Event
 ) -> None:
     run_id = new_run()
@@ -222,7 +222,7 @@ def test_a_spool_left_by_an_attempt_is_replayed_by_the_next(
     assert history(run_id, "loss") == [(step, float(step)) for step in range(8)]
 
 
-def test_close_after_failure_keeps_everything_and_replay_delivers_it(
+def test_close_after_failure_keeps_everything_until_it_is_delivered(
     store: Store, new_run: Callable[[], str], spool_dir: Path, history: History, outage: threading.Event
 ) -> None:
     run_id = new_run()
@@ -236,10 +236,10 @@ def test_close_after_failure_keeps_everything_and_replay_delivers_it(
     assert record.close("FAILED", 0.3) is True  # a second call does nothing
     with pytest.raises(RuntimeError, match="closed"):
         record.log({"loss": 2.0}, 2)
-    assert replay_spool(store.uri, spool_dir, 0.2) == {run_id: False}
+    assert deliver_spool(store.uri, spool_dir, 0.2) == {run_id: False}
     outage.clear()
-    assert replay_spool(store.uri, spool_dir, PATIENCE) == {run_id: True}
-    assert replay_spool(store.uri, spool_dir, PATIENCE) == {}
+    assert deliver_spool(store.uri, spool_dir, PATIENCE) == {run_id: True}
+    assert deliver_spool(store.uri, spool_dir, PATIENCE) == {}
     run = open_client(store.uri).get_run(run_id)
     assert run.info.status == "FAILED"
     assert history(run_id, "loss") == [(1, 1.0)]
@@ -290,7 +290,7 @@ def test_points_of_a_deleted_run_are_kept(store: Store, new_run: Callable[[], st
     record.log({"loss": 1.0}, 1)
     assert not record.close("FINISHED", 0.3)
     open_client(store.uri).restore_run(run_id)
-    assert replay_spool(store.uri, spool_dir, PATIENCE) == {run_id: True}
+    assert deliver_spool(store.uri, spool_dir, PATIENCE) == {run_id: True}
 
 
 def test_many_metric_names_warn_once(
@@ -323,12 +323,12 @@ def test_delivery_sends_an_equal_batch_twice_without_doubling(
     assert third.skipped == 2400
 
 
-def test_recording_replays_more_than_one_call_can_carry(
+def test_recording_delivers_more_than_one_call_can_carry(
     store: Store, new_run: Callable[[], str], spool_dir: Path, history: History
 ) -> None:
     run_id = new_run()
     spool = Spool(spool_dir / f"{run_id}.jsonl")
     spool.append(Record("metrics", step, 5 + step, {f"m{i}": float(i) for i in range(7)}) for step in range(500))
     spool.close()
-    assert replay_spool(store.uri, spool_dir, PATIENCE) == {run_id: True}
+    assert deliver_spool(store.uri, spool_dir, PATIENCE) == {run_id: True}
     assert history(run_id, "m6") == [(step, 6.0) for step in range(500)]

@@ -1,0 +1,13 @@
+"""Tags that several parts read and write; the others stand where they are written."""
+
+from __future__ import annotations
+
+PARENT_TAG = "mlflow.parentRunId"
+SWEEP_TAG = "sensorlab.sweep_id"
+TRIAL_TAG = "sensorlab.trial_id"
+ROLE_TAG = "sensorlab.role"
+"""What a run is: "run", "sweep", "trial", "validation" or "replay"."""
+REPLAY_TAG = "sensorlab.replay_of"
+"""Id of the run that this one repeats."""
+PROTOCOL_TAG = "sensorlab.protocol"
+"""Digest of the protocol of a run's objective; runs with different protocols are not ranked together."""
