@@ -40,6 +40,12 @@ COMMANDS: dict[str, list[str] | None] = {
     "python experiments/tune_bev.py sweep.num_trials=4 train.duration='3 epochs'": [*TINY_SWEEP, "sweep.num_trials=1"],
     "python experiments/train_bev.py": TINY,
     "python experiments/tune_bev.py --resume latest": [],
+    "python experiments/train_bev.py --resume latest train.extend.duration='5 epochs'": [],
+    "python experiments/train_bev.py --debug": [],
+    "python experiments/train_bev.py --overfit 4": ["--debug", "optim.lr=2e-3"],
+    "python experiments/train_bev.py --find-lr": ["--debug", "--lr-steps", "30"],
+    "python experiments/train_bev.py --validate latest": [],
+    "python tests/golden/test_experiment_losses.py": None,
     "python experiments/baseline_bev.py": [],
     "mlflow ui --backend-store-uri sqlite:///mlruns.db": [],
     "sensorlab data synth --out world": [
