@@ -91,6 +91,7 @@ def toy_training(context: RunContext, config: Any, total: int) -> Any:
         config_digest=digest(config),
         provenance={"dataset": "none"},
         protocols={},
+        tables={},
         task=SimpleNamespace(metrics=dict),
         ema=None,
         workers=context.workers,
@@ -100,5 +101,5 @@ def toy_training(context: RunContext, config: Any, total: int) -> Any:
         total_steps=10 * total,
         total_epochs=total,
         metrics={},
-        store=SimpleNamespace(best=lambda: info),
+        store=SimpleNamespace(best=lambda: info, all=lambda: [info]),
     )
