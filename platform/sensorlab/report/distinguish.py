@@ -1,0 +1,114 @@
+"""Whether two configurations differ by more than their seeds do.
+
+The spread between the seeds of one configuration is what a difference of means is measured against. Two or three
+repeats say little about their own spread, so the repeats of all configurations are pooled, as the analysis of variance
+does: variance ``s2 = sum((x - mean_i)^2) / nu`` with ``nu = sum(n_i - 1)`` degrees of freedom, and
+``t = (mean_a - mean_b) / sqrt(s2 (1/n_a + 1/n_b))``, two-sided. This assumes that configurations spread alike; where
+both have ``WELCH_FROM`` repeats or more, Welch's test (Biometrika 34, 1947) is used instead, which does not.
+
+The best is compared with every other configuration. Of many comparisons some look large by chance, so p values are
+corrected after Holm (Scandinavian Journal of Statistics 6, 1979), which bounds the chance of a single false
+"different" by ``ALPHA``. What the tests cannot see: each trial's objective is its best epoch on the validation data,
+and the best configuration was chosen on the same data. New data will show less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+ALPHA = 0.05
+WELCH_FROM = 5  # repeats of either configuration from which its own variance is good enough
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The best configuration against another one.
+
+    Attributes:
+        gap: difference of the means, in units of the objective.
+        p: corrected two-sided p value; ``None`` where nothing was repeated, so that no test is possible.
+        test: name of the test, with its degrees of freedom.
+    """
+
+    gap: float
+    p: float | None
+    test: str
+
+    @property
+    def is_clear(self) -> bool:
+        return self.p is not None and self.p < ALPHA
+
+
+def differences(samples: Sequence[Sequence[float]]) -> list[Difference]:
+    """The first sample against each of the others.
+
+    Args:
+        samples: objectives of the repeats of each configuration, the best one's first; none is empty.
+    """
+    if not samples:
+        return []
+    variance, freedom = pooled_variance(samples)
+    best = samples[0]
+    raw: list[tuple[float, float | None, str]] = []
+    for other in samples[1:]:
+        gap = float(np.mean(best) - np.mean(other))
+        if min(len(best), len(other)) >= WELCH_FROM:
+            raw.append((gap, *_welch(best, other)))
+        elif freedom:
+            error = math.sqrt(variance * (1 / len(best) + 1 / len(other)))
+            raw.append((gap, _two_sided(gap, error, freedom), f"t-test, pooled variance, {freedom} d.o.f."))
+        else:
+            raw.append((gap, None, "no test: nothing was repeated"))
+    corrected = holm([p for _, p, _ in raw if p is not None])
+    return [Difference(gap, None if p is None else corrected.pop(0), test) for gap, p, test in raw]
+
+
+def pooled_variance(samples: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """(variance within the samples, its degrees of freedom); (NaN, 0) if no sample has two values."""
+    freedom = sum(len(sample) - 1 for sample in samples)
+    if freedom == 0:
+        return math.nan, 0
+    return sum(float(np.var(sample)) * len(sample) for sample in samples) / freedom, freedom
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p values corrected for their number, in the order given."""
+    corrected = [0.0] * len(values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def _welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, str]:
+    parts = [float(np.var(sample, ddof=1)) / len(sample) for sample in (a, b)]
+    total = sum(parts)
+    gap = float(np.mean(a) - np.mean(b))
+    if total == 0:
+        return (1.0 if gap == 0 else 0.0), "Welch's t-test"
+    freedom = total**2 / sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, (a, b), strict=True))
+    return _two_sided(gap, math.sqrt(total), freedom), f"Welch's t-test, {freedom:.1f} d.o.f."
+
+
+def _two_sided(gap: float, error: float, freedom: float) -> float:
+    if error == 0:
+        return 1.0 if gap == 0 else 0.0
+    return student_tail(abs(gap) / error, freedom)
+
+
+def student_tail(t: float, freedom: float) -> float:
+    """Chance that Student's distribution is farther from 0 than ``t`` >= 0, on either side.
+
+    With ``t = sqrt(nu) tan(a)`` its density becomes ``cos(a)^(nu - 1)``, which Gauss-Legendre nodes integrate well.
+    """
+    begin = math.atan(t / math.sqrt(freedom))
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    half = (math.pi / 2 - begin) / 2
+    area = half * float(np.sum(weights * np.cos(begin + half * (nodes + 1)) ** (freedom - 1)))
+    constant = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    return min(1.0, 2 * constant * area)

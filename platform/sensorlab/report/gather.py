@@ -1,0 +1,114 @@
+"""Everything that a report shows, gathered before the first line of it is drawn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sensorlab.cluster.table import short_keys
+from sensorlab.report.content import Panel, Sweep, Trial
+from sensorlab.report.importance import Importances, importances
+from sensorlab.report.pictures import panels_of
+from sensorlab.report.ranking import Configuration, Ranking, rankings, varying
+from sensorlab.report.read import read_sweep
+from sensorlab.report.recorded import completed, open_tracking_client
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """The pictures of one place in the ranking: ``best``, ``median`` or ``worst``."""
+
+    role: str
+    configuration: Configuration
+    trial: Trial
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the sections of the page draw.
+
+    Attributes:
+        rankings: one per protocol, the main one first; empty without an objective.
+        names: searched key to its short name.
+        labels, positions: trial id to its configuration's label and place in the main ranking.
+    """
+
+    sweep: Sweep
+    rankings: tuple[Ranking, ...]
+    importances: Importances
+    exhibits: tuple[Exhibit, ...]
+    created: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    positions: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def main(self) -> Ranking | None:
+        return self.rankings[0] if self.rankings else None
+
+    @property
+    def keys(self) -> list[str]:
+        """Searched keys, those that matter most first."""
+        order = {item.key: -item.share for item in self.importances.items}
+        return sorted(self.names, key=lambda key: (order.get(key, 0.0), key))
+
+
+def gather(directory: Path, *, ended: bool = False, use_tracking: bool = True) -> Report:
+    """Read a sweep and work out what its report says.
+
+    Args:
+        directory: of the sweep.
+        ended: see :func:`sensorlab.report.read.read_sweep`.
+        use_tracking: ask the tracking store for what the directories lack; a store that is away becomes a note.
+
+    Raises:
+        UserError: the directory holds no sweep that can be read.
+    """
+    sweep = read_sweep(directory, ended=ended)
+    client, notes = open_tracking_client(sweep) if use_tracking else (None, ())
+    sweep = sweep.with_notes(*notes)
+    if client is not None:
+        sweep = completed(sweep, client)
+    found = tuple(rankings(sweep))
+    exhibits: tuple[Exhibit, ...] = ()
+    if found:
+        try:
+            exhibits = _exhibits(found[0], client)
+        except Exception as error:  # whatever a store raises that was there a moment ago
+            reason = str(error).strip().partition("\n")[0][:200]
+            sweep = sweep.with_notes(f"pictures could not be read from the tracking store: {reason}")
+    return assemble(sweep, found, exhibits)
+
+
+def assemble(sweep: Sweep, found: tuple[Ranking, ...], exhibits: tuple[Exhibit, ...] = ()) -> Report:
+    """The report of what was read."""
+    main = found[0].configurations if found else ()
+    return Report(
+        sweep=sweep,
+        rankings=found,
+        importances=importances(sweep, found[0]) if found else Importances(reason="no trial has an objective"),
+        exhibits=exhibits,
+        created=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        names=short_keys(varying(sweep.trials)),
+        labels={trial.trial_id: configuration.label for configuration in main for trial in configuration.trials},
+        positions={trial.trial_id: place for place, configuration in enumerate(main) for trial in configuration.trials},
+    )
+
+
+def _exhibits(ranking: Ranking, client: MlflowClient | None) -> tuple[Exhibit, ...]:
+    """Best, median and worst configuration with their pictures; the repeat nearest to the mean stands for each."""
+    configurations = ranking.configurations
+    last = len(configurations) - 1
+    places = {last: "worst", last // 2: "median", 0: "best"} if last > 1 else {last: "worst", 0: "best"}
+    exhibits = []
+    for place, role in sorted(places.items()):
+        trial = configurations[place].typical
+        exhibits.append(Exhibit(role, configurations[place], trial, panels_of(trial, client)))
+    return tuple(exhibits)

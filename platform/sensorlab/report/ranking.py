@@ -1,0 +1,154 @@
+"""Trials to configurations to rankings.
+
+Trials whose values are equal but for ``seed`` are repeats of one configuration; a configuration has the mean of its
+repeats. Only repeats that trained equally long are averaged: where the scheduler has ended one of them early, it is
+named, but left out. Repeats with the same seed are one measurement, because training is reproducible.
+
+Objectives that were measured by different protocols are different quantities. Every protocol has a ranking of its
+own, the one of most trials first, and there is no order between them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sensorlab.config import canonical_json
+from sensorlab.report.content import Mode, Sweep, Trial
+from sensorlab.report.distinguish import Difference, differences
+
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Repeats of one configuration under one protocol.
+
+    Attributes:
+        trials: all of them, in the order of their start.
+        compared: those whose objectives are averaged: as long as the longest, each seed once.
+    """
+
+    trials: tuple[Trial, ...]
+    compared: tuple[Trial, ...]
+
+    @property
+    def label(self) -> str:
+        """``#3``: the number of its first trial, which the terminal and MLflow show too."""
+        return f"#{self.trials[0].number}"
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {key: value for key, value in self.trials[0].values.items() if key != SEED}
+
+    @property
+    def objectives(self) -> list[float]:
+        return [trial.objective for trial in self.compared if trial.objective is not None]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.objectives))
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation between the repeats (n - 1); ``None`` for a single one."""
+        return float(np.std(self.objectives, ddof=1)) if len(self.compared) > 1 else None
+
+    @property
+    def typical(self) -> Trial:
+        """The repeat that is nearest to the mean."""
+        return min(self.compared, key=lambda trial: abs((trial.objective or 0.0) - self.mean))
+
+    @property
+    def seconds(self) -> float:
+        """Mean wall time of the compared repeats."""
+        return float(np.mean([trial.seconds for trial in self.compared]))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Configurations of one protocol, best first. ``differences[i]``: the best against ``configurations[i + 1]``."""
+
+    protocol: str
+    configurations: tuple[Configuration, ...]
+    differences: tuple[Difference, ...] = field(default=())
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        return tuple(trial for configuration in self.configurations for trial in configuration.trials)
+
+    @property
+    def unclear(self) -> tuple[Configuration, ...]:
+        """Configurations that a test was made for and that it cannot tell from the best."""
+        pairs = zip(self.configurations[1:], self.differences, strict=True)
+        return tuple(other for other, difference in pairs if difference.p is not None and not difference.is_clear)
+
+    def difference(self, position: int) -> Difference | None:
+        """The best against the configuration at ``position``; ``None`` for the best itself."""
+        return self.differences[position - 1] if position else None
+
+    def definition(self, objective: str) -> dict[str, Any]:
+        """What the protocol consists of, as far as a checkpoint of one of its trials says."""
+        return next((dict(t.protocols[objective]) for t in self.trials if objective in t.protocols), {})
+
+
+def rankings(sweep: Sweep) -> list[Ranking]:
+    """One ranking per protocol, that of most trials first. Empty if no trial has an objective."""
+    by_protocol: dict[str, list[Trial]] = {}
+    for trial in sweep.trials:
+        if trial.measured:
+            by_protocol.setdefault(trial.protocol, []).append(trial)
+    groups = sorted(by_protocol.items(), key=lambda item: -len(item[1]))  # stable: first seen wins a tie
+    return [_ranking(protocol, trials, sweep.mode) for protocol, trials in groups]
+
+
+def _ranking(protocol: str, trials: Sequence[Trial], mode: Mode) -> Ranking:
+    repeats: dict[str, list[Trial]] = {}
+    for trial in trials:
+        repeats.setdefault(identity(trial), []).append(trial)
+    sign = -1.0 if mode == "max" else 1.0
+    configurations = [_configuration(group) for group in repeats.values()]
+    configurations.sort(key=lambda configuration: (sign * configuration.mean, configuration.trials[0].number))
+    tests = differences([configuration.objectives for configuration in configurations])
+    return Ranking(protocol, tuple(configurations), tuple(tests))
+
+
+def identity(trial: Trial) -> str:
+    """Equal for repeats of one configuration."""
+    return canonical_json({key: _plain(value) for key, value in trial.values.items() if key != SEED})
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _configuration(trials: Iterable[Trial]) -> Configuration:
+    ordered = sorted(trials, key=lambda trial: trial.number)
+    longest = max(trial.epoch for trial in ordered)
+    compared: dict[int | None, Trial] = {}
+    for trial in ordered:
+        if trial.epoch == longest:
+            compared.setdefault(trial.seed, trial)
+    return Configuration(tuple(ordered), tuple(compared.values()))
+
+
+def varying(trials: Iterable[Trial]) -> list[str]:
+    """Searched keys in alphabetical order, without the seed of repeats."""
+    return sorted({key for trial in trials for key in trial.values} - {SEED})
+
+
+def unranked(sweep: Sweep) -> list[tuple[Trial, str]]:
+    """Trials without a place in any ranking, and why."""
+    return [(trial, _why(trial, sweep.objective)) for trial in sweep.trials if not trial.measured]
+
+
+def _why(trial: Trial, objective: str) -> str:
+    if trial.state == "failed":
+        return f"failed: {trial.reason or 'no reason was recorded'}"
+    if trial.epoch:
+        return f"{objective} was never a finite number in {trial.epoch} epochs"
+    return f"{trial.state} before its first evaluation"

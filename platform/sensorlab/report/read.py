@@ -1,0 +1,118 @@
+"""Reading a sweep's directory into :class:`~sensorlab.report.content.Sweep`; nothing is written, nothing is started.
+
+A report is wanted most of sweeps that did not go well, so everything but the plan and the ledger may be missing or
+cut off. Keys that this version does not know are ignored: reports of older and newer sweeps can be made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sensorlab.cluster.files import read_json
+from sensorlab.cluster.lease import DRIVER, STALE_S
+from sensorlab.cluster.plans import SWEEP
+from sensorlab.errors import UserError
+from sensorlab.report.content import Dimension, Mode, Status, Sweep, Trial
+from sensorlab.report.read_trial import read_trial
+
+_RANGES = ("uniform", "loguniform", "quniform", "integer", "loginteger")
+
+
+def read_sweep(directory: Path, *, ended: bool = False, now: float | None = None) -> Sweep:
+    """Everything that the files of a sweep say.
+
+    Args:
+        directory: of the sweep: it holds ``sweep.json``, and ``ledger.json`` as soon as a trial has started.
+        ended: the caller knows that no trial runs any more, although this process still holds the sweep's lease.
+        now: seconds since the epoch; default: now.
+
+    Raises:
+        UserError: there is no readable ``sweep.json``, or a ledger that cannot be read.
+    """
+    plan = read_json(directory / SWEEP.file)
+    if plan is None:
+        raise UserError(f"{directory / SWEEP.file} is missing or damaged: this is not a sweep's directory")
+    ledger = _ledger(directory)
+    search: Mapping[str, Any] = plan.get("sweep") or {}
+    now = time.time() if now is None else now
+    mode: Mode = "min" if search.get("mode", ledger.get("mode")) == "min" else "max"
+    objective = str(search.get("objective", "objective"))
+    is_live = not ended and _is_live(directory, now)
+    base = plan.get("experiment") or {}
+    trials = [read_trial(entry, directory, base, objective, is_live, now) for entry in ledger.get("trials", [])]
+    trials.sort(key=lambda trial: trial.number)
+    expected = expected_trials(search)
+    outcome = read_json(directory / "outcome.json") or {}
+    return Sweep(
+        name=str(plan.get("name") or directory.name),
+        directory=directory,
+        objective=objective,
+        mode=mode,
+        status=_status(trials, expected, is_live, outcome),
+        expected=expected,
+        search=search,
+        dimensions={key: _dimension(key, spec) for key, spec in (search.get("space") or {}).items()},
+        trials=tuple(trials),
+        dataset=str(plan.get("dataset") or ""),
+        tracking_uri=plan.get("tracking_uri"),
+        parent_run_id=outcome.get("parent_run_id"),
+    )
+
+
+def _ledger(directory: Path) -> dict[str, Any]:
+    path = directory / "ledger.json"
+    ledger = read_json(path)
+    if ledger is None:
+        if path.exists():
+            raise UserError(f"{path} is damaged: there is nothing to report; restore it from a copy")
+        return {}  # no trial has started yet
+    return ledger
+
+
+def expected_trials(search: Mapping[str, Any]) -> int | None:
+    """Trials that the sweep section asks for: the grid's size, or the stated number; times its repeats if it has any.
+
+    The section is validated where a sweep starts. Here it is only read, so that other versions' sections do too.
+    """
+    space = search.get("space") or {}
+    count = search.get("num_trials")
+    if search.get("algorithm") == "grid":
+        count = 1
+        for spec in space.values():
+            count *= len(spec.get("choice") or ())
+    return count if isinstance(count, int) and count > 0 else None
+
+
+def _dimension(key: str, spec: Mapping[str, Any]) -> Dimension:
+    if spec.get("choice"):
+        return Dimension(key, choices=tuple(spec["choice"]))
+    for kind in _RANGES:
+        if spec.get(kind):
+            low, high = (float(bound) for bound in spec[kind][:2])
+            return Dimension(key, (), (low, high), is_log=kind.startswith("log"), is_integer=kind.endswith("integer"))
+    return Dimension(key)
+
+
+def _is_live(directory: Path, now: float) -> bool:
+    """Whether a driver works on the sweep: it renews the time of its lease every few seconds."""
+    try:
+        return now - (directory / DRIVER).stat().st_mtime < STALE_S
+    except OSError:
+        return False
+
+
+def _status(trials: list[Trial], expected: int | None, is_live: bool, outcome: Mapping[str, Any]) -> Status:
+    if is_live:
+        return "running"
+    states = {trial.state for trial in trials}
+    if "running" in states:
+        return "killed"  # a driver that ends in any other way closes its trials
+    if "interrupted" in states or outcome.get("interrupted"):
+        return "interrupted"
+    if expected is not None and len(trials) < expected:
+        # A driver that ends well leaves an outcome behind, also when its time budget was used up.
+        return "ended early" if outcome else "killed"
+    return "finished"

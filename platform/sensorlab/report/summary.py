@@ -1,0 +1,137 @@
+"""The top of the page: where the sweep stands, what to choose, and how sure that is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sensorlab.cluster.table import duration, number
+from sensorlab.report.distinguish import ALPHA
+from sensorlab.report.gather import Report
+from sensorlab.report.markup import Markup, el, join
+from sensorlab.report.ranking import Configuration, Ranking
+
+_STANDING = {
+    "finished": "",
+    "running": "The sweep is still running. Everything below is what it had measured when this report was made.",
+    "interrupted": "The sweep was interrupted and has not come to its end. Unfinished trials may still improve.",
+    "killed": "The sweep's driver ended without closing the sweep (killed, or its machine went down). What is below is "
+    "what had been written by then; unfinished trials may still improve.",
+    "ended early": "The sweep ended before all of its trials had started (time budget, or it gave up).",
+}
+
+
+def banner(report: Report) -> Markup | None:
+    """What the reader must know before the first number, if the sweep did not come to its end."""
+    sweep = report.sweep
+    if not _STANDING[sweep.status]:
+        return None
+    expected = f" of {sweep.expected}" if sweep.expected else ""
+    ended = sweep.count("done", "stopped", "failed")
+    parts: list[Any] = [el("strong", sweep.status.upper()), f" {_STANDING[sweep.status]} "]
+    parts.append(f"{ended}{expected} trials have ended.")
+    if sweep.status in ("interrupted", "killed"):
+        parts += [" Go on with: ", el("code", f"--resume {sweep.directory}"), " of the script that started it."]
+    return el("p", *parts, class_="banner", role="status")
+
+
+def facts(report: Report) -> Markup:
+    """The figures that people look for first."""
+    sweep, main = report.sweep, report.main
+    best = main.configurations[0] if main else None
+    seconds = sum(trial.seconds for trial in sweep.trials)
+    goodputs = [trial.goodput for trial in sweep.trials if trial.goodput is not None]
+    items = [
+        (f"best {sweep.objective} ({sweep.mode})", with_spread(best) if best else "–"),
+        ("best configuration", best.label if best else "–"),
+        ("trials", f"{len(sweep.trials)}" + (f" of {sweep.expected}" if sweep.expected else "")),
+        ("done / stopped / failed", " / ".join(str(sweep.count(state)) for state in ("done", "stopped", "failed"))),
+        ("time of all trials", duration(seconds)),
+        ("median goodput", f"{100 * sorted(goodputs)[len(goodputs) // 2]:.0f}%" if goodputs else "–"),
+    ]
+    return el("dl", *(el("div", el("dt", name), el("dd", value)) for name, value in items), class_="facts")
+
+
+def with_spread(configuration: Configuration) -> str:
+    """``0.374 ± 0.012 (n = 3)``; a single training has no ±."""
+    deviation = configuration.deviation
+    count = len(configuration.compared)
+    spread = f" ± {deviation:.2g}" if deviation is not None else ""
+    return f"{number(configuration.mean)}{spread} (n = {count})"
+
+
+def decision(report: Report) -> Markup:
+    """Which configuration to take, and whether the data carries that."""
+    main = report.main
+    if main is None:
+        return el("p", f"No trial has a finite {report.sweep.objective} yet, so there is nothing to rank.")
+    best = main.configurations[0]
+    values = ", ".join(f"{report.names.get(key, key)} = {number(value)}" for key, value in best.values.items())
+    parts: list[Any] = [
+        el(
+            "p",
+            "Best by its mean: configuration ",
+            el("strong", best.label),
+            f" with {report.sweep.objective} {with_spread(best)}: {values or 'no searched values'}.",
+        ),
+        el("p", *verdict(main), class_="verdict"),
+    ]
+    parts += [el("p", text) for text in cautions(report, main)]
+    if best.typical.best_checkpoint:
+        parts.append(el("p", "Checkpoint: ", el("code", best.typical.best_checkpoint)))
+    return join(parts)
+
+
+def verdict(main: Ranking) -> list[Any]:
+    """Whether the best two can be told apart, with the test."""
+    if len(main.configurations) < 2:
+        return ["Only one configuration has an objective: there is nothing to compare it with."]
+    best, second = main.configurations[:2]
+    difference = main.differences[0]
+    gap = f"the means of {best.label} and {second.label} differ by {number(abs(difference.gap))}"
+    if difference.p is None:
+        return [
+            el("strong", "Not tested: "),
+            f"{gap}, but no configuration was trained with more than one seed, so nothing is known about how much of "
+            "that is chance. Train the first few again with other seeds before you decide.",
+        ]
+    test = f"p = {difference.p:.2g}; {difference.test}, Holm-corrected for {len(main.differences)} comparisons"
+    if difference.is_clear:
+        text: list[Any] = [el("strong", "The best is distinguishable from the second: "), f"{gap} ({test})."]
+    else:
+        text = [el("strong", "The best two are not distinguishable: "), f"{gap} ({test})."]
+    unclear = [configuration.label for configuration in main.unclear]
+    if unclear:
+        listed = ", ".join(unclear[:12]) + (" …" if len(unclear) > 12 else "")
+        text.append(
+            f" At {100 * ALPHA:.0f}%, {len(unclear)} of {len(main.differences)} others cannot be told from the best: "
+            f"{listed}. Among these, choose by cost or robustness, or train them with more seeds."
+        )
+    return text
+
+
+def cautions(report: Report, main: Ranking) -> list[str]:
+    """What makes the numbers of the ranking less than they seem."""
+    texts = []
+    best = main.configurations[0]
+    if len(report.rankings) > 1:
+        texts.append(
+            f"{sum(len(ranking.trials) for ranking in report.rankings[1:])} trials measured by another protocol and "
+            "are listed apart: their numbers do not compare with these."
+        )
+    left_out = len(best.trials) - len(best.compared)
+    if left_out:
+        texts.append(
+            f"{left_out} repeats of the best configuration are not in its mean: they trained for fewer epochs, or "
+            "with a seed that was there already. A mean of the survivors is optimistic."
+        )
+    if any(trial.state in ("running", "interrupted") for trial in best.trials):
+        texts.append("The best configuration has trials that have not come to their end.")
+    if not all(trial.verified for trial in best.trials):
+        texts.append(
+            "At least one trial of the best configuration has not proven that it trained with the values it was given."
+        )
+    texts.append(
+        "Each trial counts with its best epoch on the validation data, and the best configuration was chosen on the "
+        "same data: expect less on new data."
+    )
+    return texts
