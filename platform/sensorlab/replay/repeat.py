@@ -58,9 +58,14 @@ def steps_to_repeat(asked: int | None, expected: dict[tuple[int, str], float], r
     """Steps after which the repetition ends; ``None``: when its training ends.
 
     A run that was stopped (by a scheduler, for example) is repeated as far as it came.
+
+    Raises:
+        UserError: nothing was recorded of the steps that were asked for.
     """
-    last = max(step for step, _ in expected)
+    first, last = min(step for step, _ in expected), max(step for step, _ in expected)
     if asked is not None:
+        if asked < first:
+            raise UserError(f"--steps {asked}: the first numbers of the run are those of step {first}")
         return min(asked, last)
     return None if recorded.run.status == "FINISHED" else last
 

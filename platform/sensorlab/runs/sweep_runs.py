@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from sensorlab.runs.client import open_client
 from sensorlab.runs.names import metric_name, param_values
 from sensorlab.runs.outbox import stored_images
+from sensorlab.runs.overview import describe
 from sensorlab.runs.recorder import RunRecorder, RunStatus
 from sensorlab.runs.store import Store
+from sensorlab.runs.table import number
 from sensorlab.runs.tags import PARENT_TAG, PROTOCOL_TAG, ROLE_TAG, SWEEP_TAG, TRIAL_TAG
 from sensorlab.runs.views import common_images, publish_sweep_view
 
@@ -154,8 +156,13 @@ class SweepRuns:
         return rank([self._trial(run) for run in self._children()], self.mode)
 
     def publish_view(self) -> str:
-        """Prepare the page that compares the trials so far and return its address; call again as the sweep goes on."""
+        """Prepare the page that compares the trials so far and return its address; call again as the sweep goes on.
+
+        The description of the sweep's own run then lists them, best first.
+        """
         trials = self.trials()
+        listed = [(trial.name, trial.run_id, f"{number(trial.objective)}, {trial.status.lower()}") for trial in trials]
+        describe(self._client, self.parent_run_id, {"trials": listed})
         with_images = [trial for trial in trials if "mlflow.loggedImages" in trial.tags][:20]
         images = common_images([stored_images(self._client, trial.run_id) for trial in with_images])
         params = [trial.params for trial in trials]

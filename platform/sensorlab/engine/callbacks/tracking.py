@@ -146,7 +146,12 @@ class Tracking(Callback):
         """Both splits, with what the dataset's manifest says of them."""
         if self._dataset is None or "dataset" not in training.provenance:
             return
-        prepared, data = PreparedDataset.open(self._dataset), training.config.data
+        try:
+            prepared = PreparedDataset.open(self._dataset)
+        except UserError as error:
+            logger.warning("the datasets are not recorded: %s", error)
+            return
+        data = training.config.data
         datasets = {}
         for use, split in (("train", data.train_split), ("val", data.val_split)):
             info = prepared.manifest.splits[split]
