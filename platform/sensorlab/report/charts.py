@@ -6,7 +6,7 @@ Shapes and dashes repeat what colours say, for print and for readers who do not 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,9 +193,19 @@ def _end_labels(
 
 
 def cost_scatter(
-    trials: Sequence[Trial], positions: Mapping[str, int], labels: Mapping[str, str], name: str, mode: str
+    trials: Sequence[Trial],
+    named: Collection[str],
+    positions: Mapping[str, int],
+    labels: Mapping[str, str],
+    name: str,
+    mode: str,
 ) -> Markup:
-    """Each trial's objective against its wall time, with the front: nothing cheaper is better."""
+    """Each trial's objective against its wall time, with the front: nothing cheaper is better.
+
+    Args:
+        named: ids of the trials that stand for their configurations; the coloured ones among them get their names.
+        positions, labels, name: see :func:`learning_curves`.
+    """
     frame = Frame()
     seconds = [trial.seconds for trial in trials]
     is_log = min(seconds) > 0 and max(seconds) / min(seconds) > 20
@@ -210,6 +220,11 @@ def cost_scatter(
         parts.append(el("polyline", points=path, class_="front"))
     for trial in sorted(trials, key=lambda trial: -positions[trial.trial_id]):
         parts.append(_scatter_mark(trial, positions[trial.trial_id], labels[trial.trial_id], x, y))
+    shown = [t for t in trials if t.trial_id in named and positions[t.trial_id] < COLOURED]
+    heights = spread_out([y(trial.objective or 0.0) for trial in shown], 15.0, frame.top, frame.bottom)
+    for trial, height in zip(shown, heights, strict=True):
+        position, label = positions[trial.trial_id], labels[trial.trial_id]
+        parts.append(text(x(trial.seconds) + 11, height + 4, f"{position + 1}. {label}", f"label halo s{position}"))
     return svg(frame.height, f"{name} against seconds", *parts, class_="scatter")
 
 
@@ -234,8 +249,7 @@ def _scatter_mark(trial: Trial, position: int, label: str, x: Scale, y: Scale) -
         shape = el("path", d=f"M{cx:.1f} {cy - 6:.1f}l6.5 11h-13z", class_="mark")
     else:
         shape = el("rect", x=cx - 5, y=cy - 5, width=10, height=10, class_="mark")
-    name = text(cx + 10, cy + 4, f"{position + 1}. {label}", "label") if position < COLOURED else None
-    return el("g", el("title", tip), shape, name, class_=f"point {series_class(position)}", data_config=label)
+    return el("g", el("title", tip), shape, class_=f"point {series_class(position)}", data_config=label)
 
 
 def importance_bars(found: Importances, names: Mapping[str, str]) -> Markup:
@@ -297,9 +311,9 @@ def time_bars(trials: Sequence[Trial], labels: Mapping[str, str]) -> Markup:
                 title = el("title", f"#{trial.number} {name.replace('_', ' ')}: {duration(seconds)}")
                 bars.append(el("rect", title, x=begin, y=y, width=width, height=16, class_=f"phase {name}"))
             begin += width
-        goodput = "" if trial.goodput is None else f"{100 * trial.goodput:.0f}% goodput"
+        goodput = "" if trial.goodput is None else f" · {100 * trial.goodput:.0f}% goodput"
         bars.append(text(left - 10, y + 12, f"#{trial.number}", "tick", "end"))
-        bars.append(text(begin + 8, y + 12, f"{duration(trial.seconds)}  {goodput}", "tick"))
+        bars.append(text(begin + 8, y + 12, f"{duration(trial.seconds)}{goodput}", "tick"))
         parts.append(el("g", *bars, class_="times", data_config=labels.get(trial.trial_id)))
     parts.append(text((left + right) / 2, height - 8, "seconds of wall time", "name", "middle"))
     return svg(height, "Time of each trial by what it went to", *parts, class_="time")

@@ -6,8 +6,9 @@ does: variance ``s2 = sum((x - mean_i)^2) / nu`` with ``nu = sum(n_i - 1)`` degr
 ``t = (mean_a - mean_b) / sqrt(s2 (1/n_a + 1/n_b))``, two-sided. This assumes that configurations spread alike; where
 both have ``WELCH_FROM`` repeats or more, Welch's test (Biometrika 34, 1947) is used instead, which does not.
 
-The best is compared with every other configuration. Of many comparisons some look large by chance, so p values are
-corrected after Holm (Scandinavian Journal of Statistics 6, 1979), which bounds the chance of a single false
+The best is compared with every other configuration that trained for as many epochs. A shorter training has another
+mean and another spread, so it is neither tested nor pooled. Of many comparisons some look large by chance, so p values
+are corrected after Holm (Scandinavian Journal of Statistics 6, 1979), which bounds the chance of a single false
 "different" by ``ALPHA``. What the tests cannot see: each trial's objective is its best epoch on the validation data,
 and the best configuration was chosen on the same data. New data will show less.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,41 +31,46 @@ class Difference:
 
     Attributes:
         gap: difference of the means, in units of the objective.
-        p: corrected two-sided p value; ``None`` where nothing was repeated, so that no test is possible.
-        test: name of the test, with its degrees of freedom.
+        p: corrected two-sided p value; ``None`` where no test is possible.
+        test: name of the test, with its degrees of freedom; or why there is none.
     """
 
     gap: float
     p: float | None
     test: str
+    is_rival: bool = True  # it trained as long as the best
 
     @property
     def is_clear(self) -> bool:
         return self.p is not None and self.p < ALPHA
 
 
-def differences(samples: Sequence[Sequence[float]]) -> list[Difference]:
+def differences(samples: Sequence[Sequence[float]], epochs: Sequence[int]) -> list[Difference]:
     """The first sample against each of the others.
 
     Args:
         samples: objectives of the repeats of each configuration, the best one's first; none is empty.
+        epochs: how long each configuration trained.
     """
     if not samples:
         return []
-    variance, freedom = pooled_variance(samples)
-    best = samples[0]
-    raw: list[tuple[float, float | None, str]] = []
-    for other in samples[1:]:
-        gap = float(np.mean(best) - np.mean(other))
-        if min(len(best), len(other)) >= WELCH_FROM:
-            raw.append((gap, *_welch(best, other)))
+    rivals = [sample for sample, length in zip(samples, epochs, strict=True) if length == epochs[0]]
+    variance, freedom = pooled_variance(rivals)
+    found = []
+    for sample, length in zip(samples[1:], epochs[1:], strict=True):
+        gap = float(np.mean(samples[0]) - np.mean(sample))
+        if length != epochs[0]:
+            found.append(Difference(gap, None, f"no test: {length} epochs, the best has {epochs[0]}", is_rival=False))
+        elif min(len(samples[0]), len(sample)) >= WELCH_FROM:
+            found.append(Difference(gap, *_welch(samples[0], sample)))
         elif freedom:
-            error = math.sqrt(variance * (1 / len(best) + 1 / len(other)))
-            raw.append((gap, _two_sided(gap, error, freedom), f"t-test, pooled variance, {freedom} d.o.f."))
+            error = math.sqrt(variance * (1 / len(samples[0]) + 1 / len(sample)))
+            test = f"t-test, pooled variance, {freedom} d.o.f."
+            found.append(Difference(gap, _two_sided(gap, error, freedom), test))
         else:
-            raw.append((gap, None, "no test: nothing was repeated"))
-    corrected = holm([p for _, p, _ in raw if p is not None])
-    return [Difference(gap, None if p is None else corrected.pop(0), test) for gap, p, test in raw]
+            found.append(Difference(gap, None, "no test: nothing was repeated"))
+    corrected = iter(holm([difference.p for difference in found if difference.p is not None]))
+    return [d if d.p is None else replace(d, p=next(corrected)) for d in found]
 
 
 def pooled_variance(samples: Sequence[Sequence[float]]) -> tuple[float, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -56,8 +57,17 @@ def join(parts: Iterable[Any], separator: str = "") -> Markup:
 def table(
     header: Sequence[Any], rows: Iterable[Markup], *, class_: str = "", caption: Any = None, sortable: bool = False
 ) -> Markup:
-    """A table that scrolls by itself where it is wider than the page. ``rows``: ``tr`` elements."""
-    cells = [el("th", el("button", name, type="button") if sortable else name, scope="col") for name in header]
+    """A table that scrolls by itself where it is wider than the page. ``rows``: ``tr`` elements.
+
+    A name stands over its numbers if the first row has one in its column.
+    """
+    rows = list(rows)
+    first = re.findall(r"<t[hd][^>]*>", rows[0]) if rows else []
+    numeric = [index < len(first) and 'class="num"' in first[index] for index in range(len(header))]
+    cells = [
+        el("th", el("button", name, type="button") if sortable else name, scope="col", class_="num" if right else None)
+        for name, right in zip(header, numeric, strict=True)
+    ]
     content = [
         el("caption", caption) if caption is not None else None,
         el("thead", el("tr", *cells)),

@@ -11,7 +11,7 @@ from typing import Any
 from sensorlab import __version__
 from sensorlab.report import charts, tables
 from sensorlab.report.charts import PHASES
-from sensorlab.report.content import Panel, Trial
+from sensorlab.report.content import Trial
 from sensorlab.report.distinguish import ALPHA
 from sensorlab.report.gather import Exhibit, Report
 from sensorlab.report.importance import CONTROL, ENOUGH_PER_KEY
@@ -20,7 +20,7 @@ from sensorlab.report.parallel import MAX_AXES, MAX_LINES, parallel_coordinates
 from sensorlab.report.pictures import series
 from sensorlab.report.script import SCRIPT
 from sensorlab.report.style import CSS
-from sensorlab.report.summary import banner, decision, facts, with_spread
+from sensorlab.report.summary import banner, decision, facts, plural, with_spread
 
 _MAX_TIMES = 40  # trials in the chart of times; the table has all
 
@@ -65,6 +65,7 @@ def _origin(report: Report) -> str:
 
 
 def _section(anchor: str, name: str, content: Any) -> Markup:
+    content = content if isinstance(content, Markup) else join(content)
     return el("section", el("h2", name, id=f"{anchor}-name"), content, id=anchor, aria_labelledby=f"{anchor}-name")
 
 
@@ -74,14 +75,14 @@ def _sections(report: Report) -> list[tuple[str, str, Any] | None]:
         _ranking(report),
         _other_rankings(report),
         _curves(report),
-        _search_space(report),
         _cost(report),
+        _search_space(report),
         _pictures(report),
         _differences(report),
         _times(report),
         _failures(report),
         _protocols(report),
-        ("about", "How to read this", _about(report)),
+        ("about", "Method", _about(report)),
     ]
 
 
@@ -109,7 +110,7 @@ def _other_rankings(report: Report) -> tuple[str, str, Any] | None:
         )
     ]
     for ranking in report.rankings[1:]:
-        parts.append(el("h3", f"{len(ranking.trials)} trials by protocol {ranking.protocol or '(unknown)'}"))
+        parts.append(el("h3", f"{plural(len(ranking.trials), 'trial')} by protocol {ranking.protocol or '(unknown)'}"))
         parts.append(tables.protocol_difference(first, ranking.definition(objective)))
         parts.append(tables.ranking_table(report, ranking))
     return "other-protocols", "Measured differently", parts
@@ -156,7 +157,7 @@ def _search_space(report: Report) -> tuple[str, str, Any] | None:
     note += "Axes that were searched on a logarithmic scale are logarithmic." + limits
     right = [el("h3", "Parallel coordinates"), el("p", note, class_="note"), chart]
     content = el("div", el("div", *_importance(report)), el("div", *right), class_="pair")
-    return "space", "What the searched keys do", content
+    return "space", "Searched keys", content
 
 
 def _importance(report: Report) -> list[Any]:
@@ -165,7 +166,7 @@ def _importance(report: Report) -> list[Any]:
     if not found.items:
         return [heading, el("p", f"Not computed: {found.reason}.", class_="missing")]
     keys = len(found.items) - 1
-    at = "" if found.epoch is None else f" after {found.epoch:g} epochs, which all trials reached"
+    at = "" if found.epoch is None else f" at epoch {found.epoch:g}, which all trials reached"
     note = (
         f"fANOVA (a random forest, as Optuna computes it) over {found.num_trials} trials, of "
         f"{report.sweep.objective}{at}. "
@@ -190,7 +191,10 @@ def _cost(report: Report) -> tuple[str, str, Any] | None:
         "Each trial; circle: done, triangle: stopped by the scheduler, square: not at its end. Dashed: the front, "
         "trials that nothing cheaper beats. Time is that of this sweep's machines, with whatever shared them."
     )
-    chart = charts.cost_scatter(trials, report.positions, report.labels, report.sweep.objective, report.sweep.mode)
+    assert report.main is not None
+    named = {configuration.typical.trial_id for configuration in report.main.configurations}
+    sweep = report.sweep
+    chart = charts.cost_scatter(trials, named, report.positions, report.labels, sweep.objective, sweep.mode)
     return "cost", "Objective against cost", [el("p", note, class_="note"), chart]
 
 
@@ -198,31 +202,28 @@ def _pictures(report: Report) -> tuple[str, str, Any] | None:
     if not report.exhibits:
         return None
     names = series(exhibit.panels for exhibit in report.exhibits)
-    columns = [_exhibit(exhibit, names) for exhibit in report.exhibits]
-    count = {1: " one", 2: " two"}.get(len(columns), "")
+    cells = [el("h3", f"{e.role}: {e.configuration.label}, {with_spread(e.configuration)}") for e in report.exhibits]
+    cells += [_figure(name, exhibit) for name in names for exhibit in report.exhibits]
+    if not names:
+        missing = "no pictures were found in the trial's directory or its MLflow run"
+        cells += [el("p", missing, class_="missing") for _ in report.exhibits]
     note = "Validation pictures of the best, the median and the worst configuration of the ranking, each at the best "
     note += "evaluation of its trial; the same row is the same sample."
-    return "pictures", "Pictures", [el("p", note, class_="note"), el("div", *columns, class_=f"exhibits{count}")]
+    larger = el("button", "Larger pictures", type="button", class_="larger", aria_pressed="false", hidden="")
+    grid = el("div", *cells, class_=f"exhibits columns{len(report.exhibits)}")
+    return "pictures", "Pictures", [el("p", note, class_="note"), larger if names else None, grid]
 
 
-def _exhibit(exhibit: Exhibit, names: list[str]) -> Markup:
-    title = f"{exhibit.role}: {exhibit.configuration.label}, {with_spread(exhibit.configuration)}"
-    own = {panel.name.rpartition("/")[2]: panel for panel in exhibit.panels}
-    parts = [
-        _figure(own[name], exhibit) if name in own else el("p", "no such picture", class_="missing") for name in names
-    ]
-    if not names:
-        parts = [el("p", "no pictures were found in the trial's directory or its MLflow run", class_="missing")]
-    return el("div", el("h3", title), *parts, class_="exhibit")
-
-
-def _figure(panel: Panel, exhibit: Exhibit) -> Markup:
+def _figure(name: str, exhibit: Exhibit) -> Markup:
+    panel = next((panel for panel in exhibit.panels if panel.name.rpartition("/")[2] == name), None)
     trial = exhibit.trial
+    if panel is None:
+        return el("p", f"{exhibit.role}: no {name} of trial #{trial.number}", class_="missing")
     source = f"data:{panel.mime};base64,{base64.b64encode(panel.data).decode()}"
-    name = f"{panel.name} of trial #{trial.number} at step {panel.step}"
+    caption = f"{exhibit.role}: {name} of trial #{trial.number} at step {panel.step}"
     moved = "" if panel.step == trial.best_step or trial.best_step is None else f" (its best is step {trial.best_step})"
-    picture = el("img", src=Markup(source), alt=name, width=panel.width, height=panel.height, loading="lazy")
-    return el("figure", picture, el("figcaption", name + moved))
+    picture = el("img", src=Markup(source), alt=caption, width=panel.width, height=panel.height)
+    return el("figure", picture, el("figcaption", caption + moved))
 
 
 def _differences(report: Report) -> tuple[str, str, Any] | None:
@@ -237,7 +238,7 @@ def _differences(report: Report) -> tuple[str, str, Any] | None:
     )
     return (
         "differences",
-        "Configurations against the best",
+        "Against the best",
         [
             el("p", note, class_="note"),
             tables.differences_table(report, report.main),
@@ -269,7 +270,11 @@ def _failures(report: Report) -> tuple[str, str, Any] | None:
     if listed is None:
         return None
     failed = report.sweep.count("failed")
-    return "failures", "Failures and trials without a result", [el("p", f"{failed} trials failed."), listed]
+    return (
+        "failures",
+        "Failures",
+        [el("p", f"{plural(failed, 'trial')} failed; trials without a finite objective are listed too."), listed],
+    )
 
 
 def _protocols(report: Report) -> tuple[str, str, Any] | None:
@@ -280,20 +285,22 @@ def _protocols(report: Report) -> tuple[str, str, Any] | None:
     if not protocols:
         return (
             "protocols",
-            "Protocols of the metrics",
+            "Protocols",
             el("p", note + "No checkpoint is left that says them.", class_="note"),
         )
     note += f"Those of the ranking above (digest {report.rankings[0].protocol}):"
     groups = el("div", tables.protocols_list(protocols, report.sweep.objective), class_="protocols")
-    return "protocols", "Protocols of the metrics", [el("p", note, class_="note"), groups]
+    return "protocols", "Protocols", [el("p", note, class_="note"), groups]
 
 
 def _about(report: Report) -> Markup:
     sweep = report.sweep
     texts = [
-        "Test: the best configuration against each other one, two-sided t-test with the variance between seeds pooled "
-        "over all configurations (Welch's test where both have 5 repeats or more), p values Holm-corrected, "
-        f"{100 * ALPHA:.0f}% level. “Not distinguishable” does not mean equal: few seeds see only large differences.",
+        "Test: the best configuration against each other one that trained for as many epochs; two-sided t-test with "
+        "the variance between seeds pooled over these configurations (Welch's test where both have 5 repeats or more), "
+        f"p values Holm-corrected, {100 * ALPHA:.0f}% level. “Not distinguishable” does not mean equal: few seeds see "
+        "only large differences. Configurations that were stopped earlier are ranked by what they had reached, and "
+        "not tested: how they would have gone on is not known.",
         *(f"Note: {note}." for note in sweep.notes),
     ]
     plan = json.dumps(sweep.search, indent=2, sort_keys=True, default=str)

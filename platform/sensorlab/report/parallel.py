@@ -71,7 +71,10 @@ def parallel_coordinates(
     ends = (_BOTTOM, _TOP) if mode == "max" else (_TOP, _BOTTOM)  # better is up
     lines.append(Axis(objective, right, {}, scale_of(values, *ends, margin=0.02)))
     parts = [_polyline(trial, rank, len(trials), lines, labels) for rank, trial in enumerate(trials[:MAX_LINES])]
-    frame = join(_drawn(axis, names.get(axis.key, axis.key), index % 2) for index, axis in enumerate(lines))
+    frame = join(
+        _drawn(axis, names.get(axis.key, axis.key), index % 2, is_last=axis is lines[-1])
+        for index, axis in enumerate(lines)
+    )
     return svg(
         _HEIGHT,
         f"Parallel coordinates of the searched keys and {objective}",
@@ -118,11 +121,12 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _drawn(axis: Axis, name: str, level: int) -> Markup:
+def _drawn(axis: Axis, name: str, level: int, is_last: bool) -> Markup:
+    side, anchor = (1, "start") if is_last else (-1, "end")  # nothing stands right of the last axis
     parts = [el("line", x1=axis.x, x2=axis.x, y1=_TOP - 6, y2=_BOTTOM + 6, class_="axis")]
     for y, tick in axis.ticks():
-        parts.append(el("line", x1=axis.x - 4, x2=axis.x, y1=y, y2=y, class_="axis"))
-        parts.append(text(axis.x - 7, y + 4, tick, "tick halo", "end"))
+        parts.append(el("line", x1=axis.x + 4 * side, x2=axis.x, y1=y, y2=y, class_="axis"))
+        parts.append(text(axis.x + 7 * side, y + 4, tick, "tick halo", anchor))
     parts.append(
         el(
             "text",

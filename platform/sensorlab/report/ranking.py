@@ -50,6 +50,11 @@ class Configuration:
         return [trial.objective for trial in self.compared if trial.objective is not None]
 
     @property
+    def epoch(self) -> int:
+        """Epochs that the compared repeats trained for."""
+        return self.compared[0].epoch
+
+    @property
     def mean(self) -> float:
         return float(np.mean(self.objectives))
 
@@ -82,10 +87,15 @@ class Ranking:
         return tuple(trial for configuration in self.configurations for trial in configuration.trials)
 
     @property
+    def rivals(self) -> tuple[tuple[Configuration, Difference], ...]:
+        """The configurations that trained as long as the best, next best first."""
+        pairs = zip(self.configurations[1:], self.differences, strict=True)
+        return tuple((other, difference) for other, difference in pairs if difference.is_rival)
+
+    @property
     def unclear(self) -> tuple[Configuration, ...]:
         """Configurations that a test was made for and that it cannot tell from the best."""
-        pairs = zip(self.configurations[1:], self.differences, strict=True)
-        return tuple(other for other, difference in pairs if difference.p is not None and not difference.is_clear)
+        return tuple(other for other, difference in self.rivals if difference.p is not None and not difference.is_clear)
 
     def difference(self, position: int) -> Difference | None:
         """The best against the configuration at ``position``; ``None`` for the best itself."""
@@ -113,7 +123,8 @@ def _ranking(protocol: str, trials: Sequence[Trial], mode: Mode) -> Ranking:
     sign = -1.0 if mode == "max" else 1.0
     configurations = [_configuration(group) for group in repeats.values()]
     configurations.sort(key=lambda configuration: (sign * configuration.mean, configuration.trials[0].number))
-    tests = differences([configuration.objectives for configuration in configurations])
+    samples = [configuration.objectives for configuration in configurations]
+    tests = differences(samples, [configuration.epoch for configuration in configurations])
     return Ranking(protocol, tuple(configurations), tuple(tests))
 
 

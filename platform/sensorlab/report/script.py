@@ -29,6 +29,14 @@ SCRIPT = """
     });
   });
 
+  all('button.larger').forEach(function (button) {
+    button.hidden = false;
+    button.addEventListener('click', function () {
+      var large = button.nextElementSibling.classList.toggle('large');
+      button.setAttribute('aria-pressed', String(large));
+    });
+  });
+
   // One configuration, wherever it is drawn: pointing at a row or a mark brings it out everywhere.
   var main = doc.querySelector('main');
   function show(label) {

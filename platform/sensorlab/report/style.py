@@ -49,6 +49,8 @@ dt { color: var(--soft); font-size: .82rem; } dd { margin: 0; overflow-wrap: any
 .facts dd { font-size: 1.2rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px;
   margin: 16px 0; min-width: 0; }
+@media (min-width: 1700px) { main { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0 16px; }
+  section { grid-column: 1 / -1; } #curves, #cost { grid-column: auto; } }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(840px, 100%), 1fr)); gap: 0 16px; }
 p { margin: 0 0 10px; max-width: 110ch; } .verdict { border-left: 4px solid var(--accent); padding-left: 12px; }
 .note, .muted, figcaption, caption { color: var(--soft); font-size: .88rem; } .note { max-width: 120ch; }
@@ -57,14 +59,16 @@ pre { white-space: pre-wrap; background: var(--faint); padding: 10px; border-rad
 summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
 .scroll { overflow: auto; max-height: 720px; border: 1px solid var(--line); border-radius: 6px; margin: 6px 0 10px; }
 table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .88rem; }
-th, td { padding: 5px 10px; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: 5px 8px; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { position: sticky; top: 0; background: var(--faint); z-index: 1; font-weight: 600; }
 thead th button { all: unset; cursor: pointer; } thead th button:focus-visible { outline: 2px solid var(--accent); }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
   th[aria-sort=descending] button::after { content: " \\25BC"; }
-tbody tr:last-child > * { border-bottom: 0; } td.num { text-align: right; font-variant-numeric: tabular-nums; }
-tbody tr:hover, tr.on { background: var(--faint); } [data-same] { color: var(--soft); opacity: .65; }
-.differences td:not([data-same]) { font-weight: 600; } .failures td { white-space: normal; max-width: 60ch; }
+tbody tr:last-child > * { border-bottom: 0; } .num { text-align: right; font-variant-numeric: tabular-nums; }
+tbody th { position: sticky; left: 0; background: var(--card); }
+tbody tr:hover, tr.on, tbody tr:hover th, tr.on th { background: var(--faint); }
+[data-same] { color: var(--soft); opacity: .65; }
+.differences tr:not(.first) td:not([data-same]) { font-weight: 600; } .failures td { white-space: normal; max-width: 60ch; }
 .chip { border: 1px solid var(--warn-line); background: var(--warn-bg); color: var(--warn-ink); border-radius: 10px;
   padding: 1px 8px; }
 .swatch { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 7px;
@@ -106,9 +110,11 @@ tbody tr:hover, tr.on { background: var(--faint); } [data-same] { color: var(--s
 .dim [data-config]:not(.on) { opacity: .13; } .dim .on { opacity: 1; stroke-opacity: 1; }
   .dim .pc.on { stroke-width: 3.5; }
 .dim .curve.on .line { stroke-width: 3.2; opacity: 1; }
-.exhibits { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 14px; }
-.exhibits.two { grid-template-columns: repeat(2, minmax(0, 1fr)); } .exhibits.one { grid-template-columns: 1fr; }
-.exhibit h3 { margin-top: 0; } figure { margin: 0 0 10px; }
+.exhibits { display: grid; gap: 6px 14px; } .columns3 { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+.columns2 { grid-template-columns: repeat(2, minmax(0, 1fr)); } .exhibits.large { grid-template-columns: minmax(0, 1fr); }
+.exhibits.large h3 { display: none; } figure { margin: 0 0 6px; } .exhibits .missing { margin: 0 0 6px; }
+.larger { font: inherit; font-size: .88rem; color: var(--accent); background: none; border: 1px solid var(--line);
+  border-radius: 6px; padding: 3px 12px; margin: 0 0 8px; cursor: pointer; }
 figure img { width: 100%; height: auto; display: block; border: 1px solid var(--line); border-radius: 4px; }
 .missing { border: 1px dashed var(--line); border-radius: 6px; padding: 24px 12px; text-align: center;
   color: var(--soft); }
@@ -121,7 +127,7 @@ figure img { width: 100%; height: auto; display: block; border: 1px solid var(--
 footer { color: var(--soft); font-size: .85rem; padding-bottom: 28px; }
 @media print { nav, #tip { display: none; } section { break-inside: avoid; border: 0; padding: 6px 0; }
   .scroll { overflow: visible; max-height: none; border: 0; } table { font-size: 7.5pt; }
-  th, td { white-space: normal;
-  padding: 2px 4px; } thead th { position: static; } body { font-size: 10pt; } .exhibit { break-inside: avoid; }
+  th, td { white-space: normal; padding: 2px 4px; } thead th, tbody th { position: static; } body { font-size: 10pt; }
+  .larger { display: none; }
   section.long { break-inside: auto; } }
 """

@@ -9,6 +9,7 @@ from sensorlab.report.distinguish import ALPHA
 from sensorlab.report.gather import Report
 from sensorlab.report.markup import Markup, el, join
 from sensorlab.report.ranking import Configuration, Ranking
+from sensorlab.report.tables import value_text
 
 _STANDING = {
     "finished": "",
@@ -65,7 +66,7 @@ def decision(report: Report) -> Markup:
     if main is None:
         return el("p", f"No trial has a finite {report.sweep.objective} yet, so there is nothing to rank.")
     best = main.configurations[0]
-    values = ", ".join(f"{report.names.get(key, key)} = {number(value)}" for key, value in best.values.items())
+    values = ", ".join(f"{report.names.get(key, key)} = {value_text(value)}" for key, value in best.values.items())
     parts: list[Any] = [
         el(
             "p",
@@ -83,18 +84,25 @@ def decision(report: Report) -> Markup:
 
 def verdict(main: Ranking) -> list[Any]:
     """Whether the best two can be told apart, with the test."""
+    best = main.configurations[0]
     if len(main.configurations) < 2:
         return ["Only one configuration has an objective: there is nothing to compare it with."]
-    best, second = main.configurations[:2]
-    difference = main.differences[0]
+    if not main.rivals:
+        return [
+            el("strong", "Not tested: "),
+            f"no other configuration trained for {best.epoch} epochs as {best.label} did. That it is the best rests on "
+            "the scheduler's decisions to end the others.",
+        ]
+    second, difference = main.rivals[0]
     gap = f"the means of {best.label} and {second.label} differ by {number(abs(difference.gap))}"
     if difference.p is None:
         return [
             el("strong", "Not tested: "),
-            f"{gap}, but no configuration was trained with more than one seed, so nothing is known about how much of "
-            "that is chance. Train the first few again with other seeds before you decide.",
+            f"{gap}, but no configuration was trained to its end with more than one seed, so nothing is known about "
+            "how much of that is chance. Train the first few again with other seeds before you decide.",
         ]
-    test = f"p = {difference.p:.2g}; {difference.test}, Holm-corrected for {len(main.differences)} comparisons"
+    corrected = f", Holm-corrected for {len(main.rivals)} comparisons" if len(main.rivals) > 1 else ""
+    test = f"p = {difference.p:.2g}; {difference.test}{corrected}"
     if difference.is_clear:
         text: list[Any] = [el("strong", "The best is distinguishable from the second: "), f"{gap} ({test})."]
     else:
@@ -103,10 +111,15 @@ def verdict(main: Ranking) -> list[Any]:
     if unclear:
         listed = ", ".join(unclear[:12]) + (" …" if len(unclear) > 12 else "")
         text.append(
-            f" At {100 * ALPHA:.0f}%, {len(unclear)} of {len(main.differences)} others cannot be told from the best: "
-            f"{listed}. Among these, choose by cost or robustness, or train them with more seeds."
+            f" At {100 * ALPHA:.0f}%, {len(unclear)} of {len(main.rivals)} others that trained as long cannot be told "
+            f"from the best: {listed}. Among these, choose by cost or robustness, or train them with more seeds."
         )
     return text
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 trial``, ``2 trials``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def cautions(report: Report, main: Ranking) -> list[str]:
@@ -115,14 +128,14 @@ def cautions(report: Report, main: Ranking) -> list[str]:
     best = main.configurations[0]
     if len(report.rankings) > 1:
         texts.append(
-            f"{sum(len(ranking.trials) for ranking in report.rankings[1:])} trials measured by another protocol and "
-            "are listed apart: their numbers do not compare with these."
+            f"{plural(sum(len(ranking.trials) for ranking in report.rankings[1:]), 'trial')} measured by another "
+            "protocol, listed apart: those numbers do not compare with these."
         )
     left_out = len(best.trials) - len(best.compared)
     if left_out:
         texts.append(
-            f"{left_out} repeats of the best configuration are not in its mean: they trained for fewer epochs, or "
-            "with a seed that was there already. A mean of the survivors is optimistic."
+            f"{plural(left_out, 'repeat')} of the best configuration left out of its mean: trained for fewer epochs, "
+            "or with a seed that was there already. A mean of the survivors is optimistic."
         )
     if any(trial.state in ("running", "interrupted") for trial in best.trials):
         texts.append("The best configuration has trials that have not come to their end.")

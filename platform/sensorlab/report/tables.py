@@ -23,11 +23,11 @@ def ranking_table(report: Report, ranking: Ranking) -> Markup:
     metrics = further_metrics(ranking, report.sweep.objective)
     keys = report.keys
     values = [value for configuration in ranking.configurations for value in configuration.objectives]
-    scale = scale_of(values, 6, 134)
+    scale = scale_of(values, 6, 104)
     mixed = [name for name in metrics if _is_mixed(ranking, name)]
     header = ["rank", "config", f"mean {report.sweep.objective}", "± sd", "n", "repeats", "against the best"]
-    header += [f"{name} *" if name in mixed else name for name in metrics]
     header += [report.names[key] for key in keys] + ["epochs", "time", "trials"]
+    header += [f"{name} *" if name in mixed else name for name in metrics]
     rows = [
         _ranking_row(configuration, place, ranking.difference(place), keys, metrics, scale, report)
         for place, configuration in enumerate(ranking.configurations)
@@ -64,7 +64,6 @@ def _ranking_row(
         el("td", _dots(configuration, scale)),
         _against(difference),
     ]
-    cells += [number_cell(number(trial.metrics.get(name)), trial.metrics.get(name)) for name in metrics]
     cells += [_value_cell(configuration.values.get(key)) for key in keys]
     states = {state: sum(t.state == state for t in configuration.trials) for state in ("done", "stopped")}
     other = len(configuration.trials) - sum(states.values())
@@ -75,6 +74,7 @@ def _ranking_row(
         number_cell(duration(configuration.seconds), configuration.seconds),
         el("td", ", ".join(named) + (f" ({numbers})" if len(configuration.trials) > 1 else "")),
     ]
+    cells += [number_cell(number(trial.metrics.get(name)), trial.metrics.get(name)) for name in metrics]
     return el("tr", *cells, data_config=configuration.label)
 
 
@@ -82,7 +82,8 @@ def _against(difference: Difference | None) -> Markup:
     if difference is None:
         return el("td", "best", data_sort="2")
     if difference.p is None:
-        return el("td", "not tested", class_="muted", data_sort="-1")
+        shown = "not tested" if difference.is_rival else "trained shorter"
+        return el("td", shown, class_="muted", data_sort="-1", title=difference.test)
     sort = f"{difference.p:.6g}"
     if difference.is_clear:
         return el("td", f"worse, p = {difference.p:.2g}", data_sort=sort, title=difference.test)
@@ -95,18 +96,29 @@ def _dots(configuration: Configuration, scale: Scale) -> Markup:
     marks = []
     mean, deviation = configuration.mean, configuration.deviation
     if deviation is not None:
-        low, high = (min(max(scale(mean + sign * deviation), 2.0), 138.0) for sign in (-1, 1))
+        low, high = (min(max(scale(mean + sign * deviation), 2.0), 108.0) for sign in (-1, 1))
         marks.append(el("line", x1=low, x2=high, y1=9, y2=9, class_="range"))
         marks.append(el("line", x1=scale(mean), x2=scale(mean), y1=3, y2=15, class_="range"))
     marks += [el("circle", cx=scale(value), cy=9, r=3.5, class_="mark") for value in configuration.objectives]
     label = ", ".join(number(value) for value in configuration.objectives)
-    return el("svg", el("title", label), *marks, viewBox="0 0 140 18", width=140, height=18, class_="spark", role="img")
+    return el("svg", el("title", label), *marks, viewBox="0 0 110 18", width=110, height=18, class_="spark", role="img")
+
+
+def value_text(value: Any) -> str:
+    """A value as in a configuration file; numbers with four digits."""
+    return canonical_json(value).replace(",", ", ") if isinstance(value, list | dict) else number(value)
+
+
+def _definition(value: Any) -> Markup:
+    text = value_text(value)
+    is_digest = len(text) >= 40 and " " not in text  # of a dataset; its begin is enough to recognise it
+    return el("dd", f"{text[:12]}…", title=text) if is_digest else el("dd", text)
 
 
 def _value_cell(value: Any, **attributes: Any) -> Markup:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return number_cell(number(value), value, **attributes)
-    return el("td", number(value), **attributes)
+    return el("td", value_text(value), **attributes)
 
 
 def further_metrics(ranking: Ranking, objective: str) -> list[str]:
@@ -157,7 +169,7 @@ def _difference_row(
     for value, wanted in pairs:
         is_same = configuration is not best and value == wanted
         cells.append(_value_cell(value, title="as the best" if is_same else None, data_same="" if is_same else None))
-    return el("tr", *cells, data_config=configuration.label)
+    return el("tr", *cells, data_config=configuration.label, class_="first" if configuration is best else None)
 
 
 def times_table(report: Report) -> Markup:
@@ -182,7 +194,7 @@ def unranked_table(report: Report) -> Markup | None:
     """Trials without an objective, and why; with the end of the traceback where there is one."""
     rows = []
     for trial, reason in unranked(report.sweep):
-        values = ", ".join(f"{report.names.get(key, key)} = {number(value)}" for key, value in trial.values.items())
+        values = ", ".join(f"{report.names.get(key, key)} = {value_text(value)}" for key, value in trial.values.items())
         trace = el("details", el("summary", "end of the traceback"), el("pre", trial.error)) if trial.error else None
         cells = [el("th", f"#{trial.number}", scope="row"), el("td", trial.state), el("td", reason, trace)]
         cells += [el("td", values), number_cell(str(trial.epoch)), number_cell(duration(trial.seconds))]
@@ -203,8 +215,9 @@ def protocols_list(protocols: Mapping[str, Mapping[str, Any]], objective: str) -
         groups.setdefault(canonical_json(definition), []).append(name)
     parts = []
     for names in groups.values():
-        shown = [(key, value) for key, value in protocols[names[0]].items() if value not in (None, [], "")]
-        terms = (el("div", el("dt", key), el("dd", number(value))) for key, value in shown)
+        left_out = "metric" if len(names) > 1 and "task" in protocols[names[0]] else None  # losses: the name says it
+        shown = [(k, v) for k, v in protocols[names[0]].items() if v not in (None, [], "") and k != left_out]
+        terms = (el("div", el("dt", key), _definition(value)) for key, value in shown)
         heading = join((el("code", name) for name in names), " ")
         parts.append(el("div", el("h3", heading), el("dl", *terms, class_="terms"), class_="protocol"))
     return join(parts)
@@ -215,7 +228,7 @@ def protocol_difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> M
     rows = []
     for key in sorted(first.keys() | other.keys()):
         if first.get(key) != other.get(key):
-            cells = (el("td", number(side.get(key))) for side in (first, other))
+            cells = (el("td", value_text(side.get(key))) for side in (first, other))
             rows.append(el("tr", el("th", key, scope="row"), *cells))
     if not rows:
         return el("p", "What differs is not known: no checkpoint of these trials is left that says it.", class_="note")
