@@ -13,6 +13,7 @@ import pytest
 
 from sensorlab.cluster.files import PROGRESS, read_json
 from sensorlab.cluster.lease import DRIVER, TRAINING, hold
+from sensorlab.errors import exit_on_user_error
 from sensorlab.runs.client import open_client
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +70,14 @@ def test_while_the_program_imports(tmp_path):
     maps = Path(f"/proc/{process.pid}/maps")
     wait_until(lambda: "libtorch" in maps.read_text(), process, tmp_path / "log")  # seconds of imports are to come
     assert interrupt(process, tmp_path / "log") == "interrupted\n"
+
+
+def test_an_interrupt_that_reaches_the_entry_point_is_no_traceback(capsys):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert exit_on_user_error(interrupted) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.fixture(scope="module")
