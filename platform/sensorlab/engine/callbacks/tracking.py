@@ -133,7 +133,7 @@ class Tracking(Callback):
         if isinstance(error, SystemExit | KeyboardInterrupt):
             self._close(training, "KILLED", "killed")
             return
-        reason = f"{type(error).__name__}: {error}"[:500]
+        reason = ": ".join(filter(None, (type(error).__name__, str(error))))[:500]
         self._recorder.set_tags({"sensorlab.error": reason})
         self._close(training, "FAILED", f"failed: {reason}")
 
