@@ -283,8 +283,18 @@ class CheckpointStore:
         return infos
 
     def latest(self) -> CheckpointInfo | None:
-        """The newest checkpoint that passes verification; a refused one is named in the log."""
-        for path in sorted(self.root.glob(f"{_PREFIX}*"), reverse=True):
+        """The newest checkpoint that passes verification; a refused one is named in the log.
+
+        One that was being replaced when its process was killed counts, so that a reader, which must not ``recover``,
+        finds what the next attempt will find.
+        """
+        replaced = [
+            path
+            for path in self.root.glob(f"{_REPLACED}{_PREFIX}*")
+            if not (self.root / path.name.removeprefix(_REPLACED)).exists()
+        ]
+        found = [*self.root.glob(f"{_PREFIX}*"), *replaced]
+        for path in sorted(found, key=lambda path: path.name.removeprefix(_REPLACED), reverse=True):
             try:
                 return verify(path)
             except CheckpointError as error:

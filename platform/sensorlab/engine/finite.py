@@ -43,14 +43,16 @@ class FiniteCheck:
         config: ``nonfinite`` and ``nonfinite_budget``.
     """
 
-    def __init__(self, config: TrainConfig, model: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(
+        self, config: TrainConfig, model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler
+    ) -> None:
         self.skipped = 0  # updates skipped because a gradient was not finite, in all attempts
         self._config = config
         self._model = model
         self._optimizer = optimizer
-        self._has_scaler = config.precision == "fp16"
+        self._scaler = scaler
         on_gpu = any(parameter.is_cuda for parameter in model.parameters())
-        self._is_deferred = on_gpu and config.nonfinite == "stop" and not self._has_scaler
+        self._is_deferred = on_gpu and config.nonfinite == "stop" and not scaler.is_enabled()
         self._pending: deque[_Pending] = deque()
         self._buffers: list[Tensor] = []
 
@@ -63,7 +65,7 @@ class FiniteCheck:
         """Whether to go on with the update. A step that is skipped leaves no trace: running statistics are put back.
 
         With fp16 an overflow is a normal event: the scaler lowers its scale, and the step is skipped without counting
-        against the budget.
+        against the budget; but below a scale of 1 it is no overflow any more.
 
         Args:
             norm: 0-d, of the unscaled gradients.
@@ -81,7 +83,7 @@ class FiniteCheck:
             return True
         for buffer, before in zip(self._model.buffers(), self._buffers, strict=False):
             buffer.copy_(before)
-        if self._has_scaler:
+        if self._scaler.is_enabled() and self._scaler.get_scale() >= 1.0:
             return False
         self.skipped += 1
         message = _describe(_where(cursor), tuple(losses), [norm, *losses.values()])

@@ -22,7 +22,7 @@ SPANS = ("step", "data_wait", "evaluation", "checkpoint", "callback", "restart",
 
 
 class SystemMeter:
-    """What this process uses: memory in GiB, and CPU in cores since the last look."""
+    """What this process uses: memory of its own in GiB, and CPU in cores since the last look."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -31,8 +31,10 @@ class SystemMeter:
 
     def metrics(self) -> dict[str, float]:
         (wall, cpu), self._last = self._last, (time.perf_counter(), time.process_time())
+        memory = self._process.memory_info()
         metrics = {
-            "system/memory_gib": self._process.memory_info().rss / 2**30,
+            # Pages of shared libraries and of the object store count once per host, not once per process.
+            "system/memory_gib": (memory.rss - getattr(memory, "shared", 0)) / 2**30,
             "system/cpu_cores": (self._last[1] - cpu) / max(self._last[0] - wall, 1e-9),
         }
         if self._device.type == "cuda":
@@ -53,6 +55,7 @@ class StepRecord:
     lr: float
     data_wait_s: float  # this worker
     step_s: float  # the rest of the step
+    updated: bool = True  # False: the update was skipped, because a gradient was not finite
 
 
 def read_scalars(tensors: Sequence[Tensor]) -> list[float]:
@@ -97,7 +100,8 @@ class WallClock:
 class IntervalMeter:
     """Means of the step records since the last report.
 
-    ``update`` only keeps references: nothing is read from the device, and nothing is computed, on the step path. Sums
+    Steps whose update was skipped count for the times, not for the means of losses. ``update`` only keeps references:
+    nothing is read from the device, and nothing is computed, on the step path. Sums
     run left to right in float64, so that an interval cut by a checkpoint and resumed gives the same bits.
     """
 
@@ -105,6 +109,7 @@ class IntervalMeter:
         self._sums: dict[str, float] = {}  # of the steps before the last ``_collect``
         self._pending: list[StepRecord] = []
         self._steps = 0
+        self._updates = 0  # steps whose losses are in the sums
         self._num_samples = 0
         self._data_wait_s = 0.0
         self._step_s = 0.0
@@ -117,10 +122,11 @@ class IntervalMeter:
         """Move the pending records into the sums, with one transfer from the device."""
         entries: list[tuple[str, Tensor]] = []
         for record in self._pending:
-            entries += record.losses.items()
-            entries += record.extras.items()
-            if record.grad_norm is not None:
+            if record.updated:  # all workers decide alike, so their means have the same names
+                entries += record.losses.items()
+                entries += record.extras.items()
                 entries.append(("grad_norm", record.grad_norm))
+                self._updates += 1
             self._steps += 1
             self._num_samples += record.num_samples
             self._data_wait_s += record.data_wait_s
@@ -138,7 +144,7 @@ class IntervalMeter:
             return {}
         self._collect()
         steps = self._steps
-        metrics = workers.mean({f"train/{name}": value / steps for name, value in self._sums.items()})
+        metrics = workers.mean({f"train/{name}": value / self._updates for name, value in self._sums.items()})
         times = {"perf/data_wait_s": self._data_wait_s / steps, "perf/step_s": self._step_s / steps}
         slowest = workers.max({**times, **timer.collect()})
         metrics.update(slowest)
@@ -154,6 +160,7 @@ class IntervalMeter:
         self._collect()
         return {
             "steps": self._steps,
+            "updates": self._updates,
             "num_samples": self._num_samples,
             "sums": dict(self._sums),
             "data_wait_s": self._data_wait_s,
@@ -170,6 +177,6 @@ class IntervalMeter:
         own = dict(states[workers.rank if len(states) == workers.world_size else 0])
         if len(states) != workers.world_size:
             own["sums"] = {name: sum(state["sums"][name] for state in states) / len(states) for name in own["sums"]}
-        self._steps, self._num_samples = own["steps"], own["num_samples"]
+        self._steps, self._updates, self._num_samples = own["steps"], own["updates"], own["num_samples"]
         self._data_wait_s, self._step_s = own["data_wait_s"], own["step_s"]
         self._sums, self._lr = dict(own["sums"]), own["lr"]

@@ -62,7 +62,8 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
 
     training.scaler.unscale_(training.optimizer)
     norm = gradient_norm(training.parameters)
-    if training.finite.allows_update(norm, losses, cursor):
+    updated = training.finite.allows_update(norm, losses, cursor)
+    if updated:
         if config.train.clip is not None:
             clip_gradients(training.parameters, config.train.clip, norm)
         training.scaler.step(training.optimizer)
@@ -85,6 +86,7 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
         lr=config.optim.lr * step_rates.factor,
         data_wait_s=data_wait,
         step_s=time.perf_counter() - started - data_wait,
+        updated=updated,
     )
 
 

@@ -123,7 +123,7 @@ class Training:
         self.optimizer = build_optimizer(self.model, config.optim, samples_per_step)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.scaler = torch.amp.GradScaler(workers.device.type, enabled=config.train.precision == "fp16")
-        self.finite = FiniteCheck(config.train, self.model, self.optimizer)
+        self.finite = FiniteCheck(config.train, self.model, self.optimizer, self.scaler)
         self.ema = ExponentialAverage(self.model, config.train.ema) if config.train.ema else None
         self.objective = TaskModule(task, self.model)
         self._wrap()
@@ -224,7 +224,7 @@ class Training:
             )
 
     def request_stop(self, reason: str) -> None:
-        """End training after the evaluation and the checkpoint of the current epoch.
+        """End training after the current step, or epoch, with its evaluation and a checkpoint.
 
         For callbacks; every worker must ask for it at the same point, or they wait for each other for ever.
         """

@@ -163,7 +163,7 @@ def test_recovery_removes_leftovers_and_undoes_a_replacement(saved, tmp_path):
     shutil.copytree(saved, tmp_path / ".tmp-step-00000002-1")
     saved.rename(tmp_path / f".old-{saved.name}")
     store = CheckpointStore(tmp_path)
-    assert store.latest() is None
+    assert store.latest().path.name == f".old-{saved.name}"
     store.recover()
     assert store.latest().path == saved
     assert [path.name for path in tmp_path.iterdir()] == [saved.name]
@@ -186,3 +186,18 @@ def test_two_tensors_of_one_name_are_refused(tmp_path):
 def test_empty_store_has_nothing(tmp_path):
     store = CheckpointStore(tmp_path / "never-made")
     assert (store.latest(), store.best(), store.all()) == (None, None, [])
+
+
+def test_a_reader_finds_what_the_next_attempt_will_find(tmp_path):
+    """A process was killed between the two renames that replace a checkpoint of the same step."""
+    store = checkpoint.CheckpointStore(tmp_path)
+    for step in (1, 2):
+        store.save({"cursor": {"step": step}}, step=step, metrics={})
+    (tmp_path / "step-00000002").rename(tmp_path / ".old-step-00000002")
+    latest = store.latest()
+    assert latest is not None
+    assert latest.step == 2
+    store.recover()
+    again = store.latest()
+    assert again is not None
+    assert (again.step, again.path.name) == (2, "step-00000002")

@@ -18,7 +18,9 @@ class Steps:
     def __init__(self, optimizer: str, deferred: bool, **train) -> None:
         self.model = nn.Linear(3, 2)
         self.optimizer = build_optimizer(self.model, OptimConfig(name=optimizer, lr=0.1))
-        self.check = FiniteCheck(TrainConfig(duration="1 epoch", **train), self.model, self.optimizer)
+        self.scaler = torch.amp.GradScaler("cpu", enabled=train.get("precision") == "fp16", init_scale=4.0)
+        self.scaler.scale(torch.ones(1))  # starts it
+        self.check = FiniteCheck(TrainConfig(duration="1 epoch", **train), self.model, self.optimizer, self.scaler)
         self.check._is_deferred = deferred
         self.cursor = Cursor()
 
@@ -83,4 +85,14 @@ def test_skipped_steps_count_up_to_the_budget():
     assert not steps(poisoned=True)
     assert steps()
     with pytest.raises(FloatingPointError, match=r"more than train\.nonfinite_budget=1"):
+        steps(poisoned=True)
+
+
+def test_with_fp16_what_stays_not_finite_is_no_overflow():
+    steps = Steps("sgd", deferred=False, precision="fp16")
+    for scale in (4.0, 1.0):
+        steps.scaler.update(scale)
+        assert not steps(poisoned=True)
+    steps.scaler.update(0.5)
+    with pytest.raises(FloatingPointError, match="the weights were not updated"):
         steps(poisoned=True)
