@@ -16,6 +16,8 @@ from sensorlab.runs.names import metric_name
 from sensorlab.runs.store import Store
 
 LOCAL_UI = "http://127.0.0.1:5000"
+WORKFLOW = "workflowType=machine_learning"
+"""Without it, pages open in the mode for language models."""
 
 
 def base_url(uri: str) -> str:
@@ -66,7 +68,7 @@ def trials_filter(parent_run_id: str) -> str:
 
 def run_link(store: Store, run_id: str) -> str:
     """The page of one run."""
-    return f"{_experiment(store)}/runs/{run_id}?workflowType=machine_learning"
+    return f"{_experiment(store)}/runs/{run_id}?{WORKFLOW}"
 
 
 def compare_link(store: Store, run_ids: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sensorlab.runs.links import WORKFLOW
 from sensorlab.runs.names import MAX_TAG_LENGTH
 from sensorlab.runs.table import duration
 from sensorlab.runs.tags import PARENT_TAG, REPLAY_TAG, ROLE_TAG, TRIAL_TAG
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 NOTE_TAG = "mlflow.note.content"
 NOTE_DIGEST_TAG = "sensorlab.note_sha256"  # of the description that was written here last
-_MAX_ATTEMPTS = 20
+_MAX_LINES = 10
+_MAX_REASON = 120
+_SHORT = 12
 
 
 def describe(client: MlflowClient, run_id: str, facts: Mapping[str, Any]) -> None:
@@ -46,67 +49,87 @@ def overview(run: Run, facts: Mapping[str, Any]) -> str:
             ``config_digest``, ``code``, ``run_dir``, ``environment``; or ``trials`` (name, run id, remark) of a sweep.
             What is missing is left out.
     """
-    page = f"#/experiments/{run.info.experiment_id}/runs"
-
-    def link(text: str, run_id: str) -> str:
-        return f"[{text}]({page}/{run_id})"
-
-    def file(name: str) -> str:
-        return f"[{name}]({page}/{run.info.run_id}/artifacts/{name})"
-
-    rows = _origin(run.data.tags, link)
-    if facts.get("trials"):
-        rows.append(("trials", _lines([f"{link(name, run_id)} {remark}" for name, run_id, remark in facts["trials"]])))
-    if facts.get("attempts"):
-        rows.append(
-            ("attempts", _lines([_attempt(each) for each in facts["attempts"]]) + f"<br>{file('attempts.json')}")
-        )
-    if facts.get("checkpoints"):
-        rows.append(("checkpoints", _lines([f"{name}: `{path}`" for name, path in facts["checkpoints"].items()])))
-    if facts.get("dataset"):
-        rows.append(("dataset", f"`{facts['dataset']}` (under Datasets, with its splits)"))
-    if facts.get("config_digest"):
-        rows.append(("configuration", f"`{facts['config_digest']}`, {file('config/experiment.yaml')}"))
-    if facts.get("code"):
-        changes = f", changes: {file('environment/git.diff')}" if facts.get("has_diff") else ""
-        rows.append(("code", f"`{facts['code']}`{changes}"))
-    if facts.get("environment"):
-        rows.append(
-            (
-                "environment",
-                f"{facts['environment']}: {file('environment/system.txt')}, {file('environment/packages.txt')}",
-            )
-        )
-    if facts.get("run_dir"):
-        rows.append(("files", f"`{facts['run_dir']}`"))
-    text = "\n".join(["| | |", "| --- | --- |", *(f"| **{name}** | {content} |" for name, content in rows)])
+    page = _Page(run)
+    rows = _rows(facts, page)
+    # The page shows two lines until one asks for more: the chain with its links comes first.
+    chain = " → ".join(_origin(run.data.tags, page) + _chain(facts, page))
+    lines = ["| | |", "| --- | --- |", *(f"| **{name}** | {content} |" for name, content in rows)]
+    text = "\n".join([chain, "", *lines]) if chain else "\n".join(lines)
     return text if len(text) <= MAX_TAG_LENGTH else f"{text[: MAX_TAG_LENGTH - 60].rpartition('<br>')[0]}<br>... |"
 
 
-def _origin(tags: Mapping[str, str], link: Any) -> list[tuple[str, str]]:
-    rows = []
+class _Page:
+    """Links inside of MLflow's pages."""
+
+    def __init__(self, run: Run) -> None:
+        self._runs = f"#/experiments/{run.info.experiment_id}/runs"
+        self._own = run.info.run_id
+
+    def run(self, text: str, run_id: str) -> str:
+        return f"[{text}]({self._runs}/{run_id}?{WORKFLOW})"
+
+    def file(self, name: str, text: str = "") -> str:
+        return f"[{text or name}]({self._runs}/{self._own}/artifacts/{name}?{WORKFLOW})"
+
+
+def _chain(facts: Mapping[str, Any], page: _Page) -> list[str]:
+    """What the run is made of, each in a few words."""
+    parts = []
+    if attempts := facts.get("attempts"):
+        parts.append(page.file("attempts.json", f"{len(attempts)} attempt{'s' * (len(attempts) > 1)}"))
+    if facts.get("dataset"):
+        parts.append(f"dataset {facts['dataset'][:_SHORT]}")
+    if facts.get("config_digest"):
+        parts.append(page.file("config/experiment.yaml", f"configuration {facts['config_digest'][:_SHORT]}"))
+    if facts.get("code"):
+        changes = f" with {page.file('environment/git.diff', 'changes')}" if facts.get("has_diff") else ""
+        parts.append(f"code {facts['code'][:_SHORT]}{changes}")
+    if facts.get("environment"):
+        parts.append(page.file("environment/system.txt", "environment"))
+    return parts
+
+
+def _rows(facts: Mapping[str, Any], page: _Page) -> list[tuple[str, str]]:
+    """The same in full."""
+    trials = [f"{page.run(name, run_id)} {remark}" for name, run_id, remark in facts.get("trials", ())]
+    checkpoints = [f"{name}: `{path}`" for name, path in facts.get("checkpoints", {}).items()]
+    files = f"{page.file('environment/system.txt')}, {page.file('environment/packages.txt')}"
+    rows = [
+        ("trials", _lines(trials)),
+        ("attempts", _lines([_attempt(each) for each in facts.get("attempts", ())])),
+        ("checkpoints", _lines(checkpoints)),
+        ("dataset", facts.get("dataset") and f"`{facts['dataset']}`, with its splits under Datasets"),
+        ("configuration", facts.get("config_digest") and f"`{facts['config_digest']}`"),
+        ("code", facts.get("code") and f"`{facts['code']}`, {page.file('environment/source.txt')}"),
+        ("environment", facts.get("environment") and f"{facts['environment']}: {files}"),
+        ("files", facts.get("run_dir") and f"`{facts['run_dir']}`"),
+    ]
+    return [(name, content) for name, content in rows if content]
+
+
+def _origin(tags: Mapping[str, str], page: _Page) -> list[str]:
+    parts = []
     role, parent = tags.get(ROLE_TAG), tags.get(PARENT_TAG)
     if role == "trial" and parent:
-        rows.append(("sweep", f"{link('sweep', parent)}, trial {tags.get(TRIAL_TAG, '')}"))
-    if tags.get(REPLAY_TAG):
-        rows.append(("replay of", link(tags[REPLAY_TAG], tags[REPLAY_TAG])))
-    if tags.get("sensorlab.validated_run"):
-        rows.append(("validation of", link(tags["sensorlab.validated_run"], tags["sensorlab.validated_run"])))
-    return rows
+        parts.append(f"{page.run('sweep', parent)} → trial {tags.get(TRIAL_TAG, '')}")
+    for name, tag in (("replay of", REPLAY_TAG), ("validation of", "sensorlab.validated_run")):
+        if tags.get(tag):
+            parts.append(f"{name} {page.run(tags[tag][:_SHORT], tags[tag])}")
+    return parts
 
 
 def _attempt(attempt: Mapping[str, Any]) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(attempt["started"]))
     begin = f"{attempt['number']}. {when} UTC, host {attempt['host']}, from step {attempt['first_step']}"
-    text = f"{begin} ({attempt['reason']}): {attempt['outcome']}"
+    text = f"{begin} ({attempt['reason'][:_MAX_REASON]}): {attempt['outcome'][:_MAX_REASON]}"
     if attempt["ended"] is None:
         return text
     return f"{text} at step {attempt['last_step']}, {duration(attempt['ended'] - attempt['started'])}"
 
 
 def _lines(texts: Sequence[str]) -> str:
-    shown = [text.replace("|", "/").replace("\n", " ") for text in texts[-_MAX_ATTEMPTS:]]
-    left_out = [f"({len(texts) - _MAX_ATTEMPTS} earlier)"] if len(texts) > _MAX_ATTEMPTS else []
+    shown = [text.replace("|", "/").replace("\n", " ") for text in texts[-_MAX_LINES:]]
+    left_out = [f"({len(texts) - _MAX_LINES} earlier)"] if len(texts) > _MAX_LINES else []
     return "<br>".join(left_out + shown)
 
 

@@ -169,10 +169,11 @@ def test_the_description_links_what_the_run_came_from(store: Store, new_run: Cal
     overview.describe(client, run_id, facts(attempts))  # its own text is brought up to date
     note = client.get_run(run_id).data.tags[overview.NOTE_TAG]
     page = f"#/experiments/{store.experiment_id}/runs"
-    assert f"[sweep]({page}/p1), trial t3" in note
+    mode = "?workflowType=machine_learning"
+    assert note.startswith(f"[sweep]({page}/p1{mode}) → trial t3 → [1 attempt]({page}/{run_id}/artifacts/attempts.json")
     assert "from step 0 (start): killed at step 5" in note
-    assert f"[environment/git.diff]({page}/{run_id}/artifacts/environment/git.diff)" in note
-    assert f"[config/experiment.yaml]({page}/{run_id}/artifacts/config/experiment.yaml)" in note
+    assert f"with [changes]({page}/{run_id}/artifacts/environment/git.diff{mode})" in note
+    assert f"[configuration def]({page}/{run_id}/artifacts/config/experiment.yaml{mode})" in note
 
     client.set_tag(run_id, overview.NOTE_TAG, "the one with the new lidar")
     overview.describe(client, run_id, facts(attempts))
@@ -188,7 +189,7 @@ def test_a_description_of_many_attempts_fits_into_its_tag(
         attempts.end(step, "failed: " + "x" * 490)
     text = overview.overview(open_client(store.uri).get_run(new_run()), facts(attempts))
     assert len(text) <= 8000
-    assert "(40 earlier)" in text
+    assert "(50 earlier)" in text
 
 
 def test_the_page_of_a_sweep_lists_its_trials_best_first(store: Store, tmp_path: Path) -> None:
