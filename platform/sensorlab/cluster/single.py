@@ -17,7 +17,6 @@ from sensorlab.cluster.plans import RUN, load_plan
 from sensorlab.cluster.preflight import concurrent_runs, open_tracking
 from sensorlab.cluster.progress import RunLine, Ticker
 from sensorlab.cluster.start import Cluster
-from sensorlab.cluster.table import duration, number
 from sensorlab.cluster.trainer import demand, fit_run, trains_in_process
 from sensorlab.cluster.worker import Program, RunSpec, TrackingTarget, keep_report
 from sensorlab.config import as_dict, digest, flatten
@@ -25,6 +24,7 @@ from sensorlab.experiment import ExperimentConfig, experiment_from
 from sensorlab.runs.client import open_client
 from sensorlab.runs.links import run_link, ui_command
 from sensorlab.runs.store import Store
+from sensorlab.runs.table import duration, number
 
 MAX_FAILURES = 3  # restarts of the worker group
 _PARAMS = (

@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sensorlab.cluster.ledger import Ledger, TrialRecord
-
-
-def number(value: Any) -> str:
-    """A value as a person reads it: 4 significant digits, lists and mappings compact."""
-    if isinstance(value, bool) or value is None:
-        return "-" if value is None else str(value).lower()
-    if isinstance(value, float):
-        return "nan" if math.isnan(value) else f"{value:.4g}"
-    return str(value)
-
-
-def duration(seconds: float) -> str:
-    """``47s``, ``3m12s``, ``2h05m``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+from sensorlab.runs.table import aligned, duration, number
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
@@ -55,7 +36,7 @@ def ranked_table(ledger: Ledger, objective: str) -> str:
                 record.state,
             ]
         )
-    return _aligned([header, *rows])
+    return aligned([header, *rows])
 
 
 def failures(ledger: Ledger) -> list[str]:
@@ -99,10 +80,3 @@ def _further_metrics(records: Iterable[TrialRecord], objective: str) -> list[str
     names = {name for record in records for name in record.metrics}
     relatives = sorted((name for name in names if name.startswith(f"{objective}_")), key=lambda name: (len(name), name))
     return relatives[:1] + [name for name in ("val/loss",) if name in names and name != objective]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)

@@ -59,7 +59,8 @@ def write_model(folder: Path, weights: Mapping[str, Tensor], description: Mappin
 
     Args:
         weights: the model's state.
-        description: plain data; ``step``, ``config`` and, where it is known, ``signature`` (see ``Signature.plain``).
+        description: plain data; ``step``, ``config`` and, where they are known, ``signature`` (see
+            ``Signature.plain``) and ``summary``, what the model's page lists.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
@@ -91,7 +92,8 @@ def deliver_model(client: MlflowClient, run_id: str, name: str, folder: Path) ->
     model = _begun(client, run.info.experiment_id, run_id, description["weights_sha256"])
     if model is None:
         tags = {DIGEST_TAG: description["weights_sha256"], "sensorlab.step": str(description["step"])}
-        model = client.create_logged_model(run.info.experiment_id, name, run_id, tags, model_type="sensorlab")
+        params = {key: str(value) for key, value in description.get("summary", {}).items()}
+        model = client.create_logged_model(run.info.experiment_id, name, run_id, tags, params, model_type="sensorlab")
     if str(model.status) != "READY":
         (folder / MLMODEL).write_text(_mlmodel(description, run_id, model), encoding="utf-8")
         client.log_model_artifacts(model.model_id, str(folder))

@@ -6,7 +6,8 @@ import pytest
 
 from sensorlab.cluster.files import read_json
 from sensorlab.cluster.ledger import Ledger
-from sensorlab.cluster.table import duration, failures, number, ranked_table, short_keys, summary
+from sensorlab.cluster.table import failures, ranked_table, short_keys, summary
+from sensorlab.runs.table import duration, number
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from sensorlab.engine.checkpoint import CheckpointStore
 from sensorlab.engine.compare import read_series
 from sensorlab.errors import UserError
 from sensorlab.replay.model import load_folder, load_model
+from sensorlab.runs.models import logged_models
 from sensorlab.runs.overview import NOTE_TAG
 from sensorlab.runs.query import StoredRun
 from sensorlab.runs.store import Store
@@ -64,6 +65,9 @@ def test_the_best_model_loads_without_pickle_and_computes_the_same(
         "inputs": [{"name": "input", "dtype": "float32", "shape": [-1, 4]}],
         "outputs": [{"name": "output", "dtype": "float32", "shape": [-1, 1]}],
     }
+    (logged,) = logged_models(stored.client, store.experiment_id, stored.run_id)
+    assert logged.params["val/mse"] == str(stored.best[0])
+    assert logged.params["dataset"] == "d" * 64
     from safetensors.torch import load_file
 
     saved = load_file(Path(stored.tag("best_checkpoint")) / "ema.safetensors")

@@ -16,7 +16,8 @@ from sensorlab.runs import links
 from sensorlab.runs.client import open_client
 from sensorlab.runs.recorder import RunRecorder
 from sensorlab.runs.store import Store
-from sensorlab.runs.sweep_runs import PROTOCOL_TAG, SweepRuns, TrialRun, rank
+from sensorlab.runs.sweep_runs import SweepRuns, TrialRun, rank
+from sensorlab.runs.tags import PROTOCOL_TAG
 from sensorlab.runs.views import common_images, sweep_view, varying_params
 
 Open = Callable[..., SweepRuns]

@@ -18,7 +18,6 @@ from sensorlab.cluster.program import VAL, build_task, revision_in_use, stream_s
 from sensorlab.cluster.single import RunPlan, end_run
 from sensorlab.cluster.start import Cluster
 from sensorlab.cluster.sweep import new_name
-from sensorlab.cluster.table import number
 from sensorlab.cluster.worker import RunContext, RunSpec, TrackingTarget
 from sensorlab.config import apply_overrides, as_dict, canonical_json
 from sensorlab.engine.checkpoint import CheckpointStore
@@ -27,7 +26,8 @@ from sensorlab.experiment import ExperimentConfig, experiment_from
 from sensorlab.runs.client import open_client
 from sensorlab.runs.links import run_link
 from sensorlab.runs.store import Store
-from sensorlab.runs.sweep_runs import PARENT_TAG
+from sensorlab.runs.table import number
+from sensorlab.runs.tags import PARENT_TAG
 
 # What may be set for the validation of a run: where, on what and how it is measured. The rest is of its training.
 MAY_SET = ("eval", "data", "task", "resources", "tracking", "output_dir", "train.precision", "train.channels_last")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sensorlab.cluster.progress.line import Frame, Line, Part
 from sensorlab.cluster.progress.state import CHECKPOINT, DONE, START, TRAIN, Phase, Progress, ProgressReader
-from sensorlab.cluster.table import duration, number
+from sensorlab.runs.table import duration, number
 
 
 class RunLine:

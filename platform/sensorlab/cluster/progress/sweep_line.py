@@ -10,7 +10,7 @@ from sensorlab.cluster.ledger import Ledger, TrialRecord
 from sensorlab.cluster.progress.line import Frame, Line, Part
 from sensorlab.cluster.progress.run_line import elapsed, eta, rates
 from sensorlab.cluster.progress.state import Progress, ProgressReader
-from sensorlab.cluster.table import duration, number
+from sensorlab.runs.table import duration, number
 
 
 class SweepLine:

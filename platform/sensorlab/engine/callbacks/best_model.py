@@ -63,7 +63,14 @@ def export_best_model(training: Training, best: CheckpointInfo, signature: Signa
         OSError: the disk is full.
     """
     folder = training.run_dir / "best_model"
+    objective = training.config.eval.metric
     description = {
+        "summary": {
+            objective: best.metrics.get(objective),
+            "step": best.step,
+            "configuration": training.config_digest,
+            **{key: value for key, value in training.provenance.items() if key in ("dataset", "code")},
+        },
         "step": best.step,
         "metrics": best.metrics,
         "weights": "average" if training.ema else "trained",
