@@ -18,6 +18,7 @@ from sensorlab.report.scales import Scale, scale_of, spread_out
 
 WIDTH = 940
 COLOURED = 5  # configurations with a colour of their own; more cannot be told apart
+_RUNG_LABEL = 36.0  # half the width of a rung's label
 _FAR = 8.0  # a value this many times farther from the middle than most are leaves the frame
 
 
@@ -26,10 +27,10 @@ class Frame:
     """The area of a chart inside of its axes."""
 
     left: float = 64.0
-    top: float = 26.0
+    top: float = 46.0
     right: float = WIDTH - 120.0
-    bottom: float = 330.0
-    height: float = 380.0
+    bottom: float = 340.0
+    height: float = 390.0
 
 
 def series_class(position: int) -> str:
@@ -63,7 +64,7 @@ def axes(frame: Frame, x: Scale, y: Scale, x_name: str, y_name: str, x_ticks: Se
         parts.append(text(x(value), frame.bottom + 20, name, "tick", "middle"))
     parts.append(el("line", x1=frame.left, x2=frame.right, y1=frame.bottom, y2=frame.bottom, class_="axis"))
     parts.append(text((frame.left + frame.right) / 2, frame.bottom + 42, x_name, "name", "middle"))
-    parts.append(text(frame.left - 50, frame.top - 10, y_name, "name"))
+    parts.append(text(frame.left - 56, 14.0, y_name, "name"))
     return join(parts)
 
 
@@ -114,8 +115,11 @@ def _rungs(trials: Iterable[Trial], frame: Frame, x: Scale) -> Markup:
         for epoch in trial.rungs:
             reached.setdefault(epoch, []).append(trial)
     parts = []
+    ends = [float("-inf"), float("-inf")]  # right ends of the labels in the two lines above the frame
     for epoch, group in sorted(reached.items()):
         on = sum(trial.stopped_at != epoch for trial in group)
+        line = 0 if x(epoch) - _RUNG_LABEL > ends[0] or ends[0] <= ends[1] else 1
+        ends[line] = x(epoch) + _RUNG_LABEL
         parts.append(el("line", x1=x(epoch), x2=x(epoch), y1=frame.top, y2=frame.bottom, class_="rung"))
         parts.append(
             el(
@@ -123,7 +127,7 @@ def _rungs(trials: Iterable[Trial], frame: Frame, x: Scale) -> Markup:
                 f"{len(group)} → {on}",
                 el("title", f"rung at epoch {epoch}: {len(group)} trials reached it, {on} went on"),
                 x=x(epoch),
-                y=frame.top - 8,
+                y=frame.top - 8 - 15 * line,
                 class_="rung-label",
                 text_anchor="middle",
             )

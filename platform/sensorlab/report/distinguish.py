@@ -15,6 +15,7 @@ and the best configuration was chosen on the same data. New data will show less.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -113,8 +114,14 @@ def student_tail(t: float, freedom: float) -> float:
     With ``t = sqrt(nu) tan(a)`` its density becomes ``cos(a)^(nu - 1)``, which Gauss-Legendre nodes integrate well.
     """
     begin = math.atan(t / math.sqrt(freedom))
-    nodes, weights = np.polynomial.legendre.leggauss(200)
+    nodes, weights = _nodes()
     half = (math.pi / 2 - begin) / 2
     area = half * float(np.sum(weights * np.cos(begin + half * (nodes + 1)) ** (freedom - 1)))
     constant = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
     return min(1.0, 2 * constant * area)
+
+
+@functools.cache
+def _nodes() -> tuple[np.ndarray, np.ndarray]:
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    return nodes, weights

@@ -92,7 +92,7 @@ def _ranking(report: Report) -> tuple[str, str, Any] | None:
     note = (
         "Repeats with different seeds are one row: mean, standard deviation between seeds (n − 1), and n; "
         "“(+1)” counts repeats that are left out because they trained for fewer epochs or repeat a seed. Click a "
-        "column's name to sort; point at a row to find it in the charts."
+        "column's name to sort; point at a row to find it in the charts, click its configuration to keep it there."
     )
     return "ranking", "Ranking", [el("p", note, class_="note"), tables.ranking_table(report, report.main)]
 
@@ -270,11 +270,8 @@ def _failures(report: Report) -> tuple[str, str, Any] | None:
     if listed is None:
         return None
     failed = report.sweep.count("failed")
-    return (
-        "failures",
-        "Failures",
-        [el("p", f"{plural(failed, 'trial')} failed; trials without a finite objective are listed too."), listed],
-    )
+    text = f"{plural(failed, 'trial')} failed; trials without a finite objective are listed too."
+    return "failures", "Failures", [el("p", text), listed]
 
 
 def _protocols(report: Report) -> tuple[str, str, Any] | None:

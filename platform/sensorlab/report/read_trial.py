@@ -15,6 +15,7 @@ from sensorlab.config import flatten
 from sensorlab.report.content import Point, Trial
 
 _GOODPUT = "perf/goodput"
+_PROGRESS = "train/epoch"
 _BEHIND = re.compile(r"behind at epoch (\d+)")
 _ERROR_LINES = 25
 METRICS = "metrics.jsonl"
@@ -77,7 +78,7 @@ def read_curve(path: Path, objective: str) -> tuple[tuple[Point, ...], float | N
     """Every finite value of the objective in a log of metrics, and the last goodput.
 
     Logs grow to many megabytes, so lines are parsed only if they can matter. Only training lines say how far into its
-    epoch a step is; the one of an evaluation's step stands right before it.
+    epoch a step is; the one of an evaluation's step stands before it.
     """
     points: dict[int, Point] = {}
     goodput: float | None = None
@@ -90,14 +91,15 @@ def read_curve(path: Path, objective: str) -> tuple[tuple[Point, ...], float | N
             value, step = _finite(content.get(objective)), content.get("step")
             if has_objective and value is not None and isinstance(step, int):
                 points[step] = Point(_epoch(content, _parsed(before)), step, value)
-        before = line
+        if _PROGRESS in line:
+            before = line
     return tuple(points[step] for step in sorted(points)), goodput
 
 
 def _epoch(content: Mapping[str, Any], before: Mapping[str, Any]) -> float:
-    own = _finite(content.get("train/epoch"))
+    own = _finite(content.get(_PROGRESS))
     if own is None and before.get("step") == content["step"]:
-        own = _finite(before.get("train/epoch"))
+        own = _finite(before.get(_PROGRESS))
     # "epoch" is the index of the epoch that the step belongs to; evaluations stand at its end.
     return own if own is not None else float(content.get("epoch", 0)) + 1.0
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from sensorlab.errors import UserError
 from sensorlab.report.content import Sweep, Trial
 from sensorlab.runs.client import open_client, without_password
-from sensorlab.runs.sweep_runs import SWEEP_TAG
+from sensorlab.runs.tags import PARENT_TAG, ROLE_TAG, SWEEP_TAG
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -67,7 +67,7 @@ def _parent(client: MlflowClient, sweep: Sweep) -> str | None:
     name = sweep.name.replace("'", "")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     found = client.search_runs(experiments, f"tags.`{SWEEP_TAG}` = '{name}'", max_results=50)
-    parents = [run for run in found if run.data.tags.get("sensorlab.role") == "sweep"]
+    parents = [run for run in found if run.data.tags.get(ROLE_TAG) == "sweep"]
     return str(parents[0].info.run_id) if parents else None
 
 
@@ -94,8 +94,8 @@ def sweep_directory(uri: str, run_id: str) -> Path:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0][:200]
         raise UserError(f"run {run_id} could not be read from the tracking store {shown}: {reason}") from error
-    if tags.get("mlflow.parentRunId"):
-        raise UserError(f"run {run_id} is a trial; name the run of its sweep: {tags['mlflow.parentRunId']}")
+    if tags.get(PARENT_TAG):
+        raise UserError(f"run {run_id} is a trial; name the run of its sweep: {tags[PARENT_TAG]}")
     if _SWEEP_DIR_TAG not in tags:
         raise UserError(f"run {run_id} is not the run of a sweep (it has no tag {_SWEEP_DIR_TAG})")
     directory = Path(tags[_SWEEP_DIR_TAG])

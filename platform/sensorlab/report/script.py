@@ -37,28 +37,39 @@ SCRIPT = """
     });
   });
 
-  // One configuration, wherever it is drawn: pointing at a row or a mark brings it out everywhere.
-  var main = doc.querySelector('main');
+  // One configuration, wherever it is drawn: pointing at a row or a mark brings it out everywhere; its button in the
+  // ranking, which the keyboard reaches too, keeps it.
+  var main = doc.querySelector('main'), kept = null, shown = null;
   function show(label) {
+    label = label === null ? kept : label;
+    if (label === shown) { return; }
+    shown = label;
     all('[data-config].on').forEach(function (mark) { mark.classList.remove('on'); });
-    all('svg.chart').forEach(function (chart) { chart.classList.toggle('dim', label !== null); });
-    if (label === null) { return; }
-    all('[data-config]').forEach(function (mark) {
-      if (mark.getAttribute('data-config') === label) { mark.classList.add('on'); }
+    all('svg.chart').forEach(function (chart) {
+      var marks = all('[data-config]', chart).filter(function (m) { return m.getAttribute('data-config') === label; });
+      marks.forEach(function (mark) { mark.classList.add('on'); });
+      chart.classList.toggle('dim', marks.length > 0);
+    });
+    all('tr[data-config]').forEach(function (row) {
+      row.classList.toggle('on', row.getAttribute('data-config') === label);
     });
   }
   function labelOf(target) {
     var mark = target.closest ? target.closest('[data-config]') : null;
     return mark ? mark.getAttribute('data-config') : null;
   }
-  var shown = null;
-  function follow(event) {
-    var label = labelOf(event.target);
-    if (label !== shown) { shown = label; show(label); }
-  }
-  main.addEventListener('pointerover', follow);
-  main.addEventListener('pointerleave', function () { shown = null; show(null); });
-  main.addEventListener('focusin', follow);
+  main.addEventListener('pointerover', function (event) { show(labelOf(event.target)); });
+  main.addEventListener('pointerleave', function () { show(null); });
+  all('button.pick').forEach(function (button) {
+    button.addEventListener('click', function () {
+      var label = labelOf(button);
+      kept = kept === label ? null : label;
+      all('button.pick').forEach(function (other) {
+        other.setAttribute('aria-pressed', String(kept !== null && labelOf(other) === kept));
+      });
+      show(kept);
+    });
+  });
 
   // Titles of marks at once, instead of after the browser's delay.
   var tip = doc.createElement('div');

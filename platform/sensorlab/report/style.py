@@ -50,7 +50,7 @@ dt { color: var(--soft); font-size: .82rem; } dd { margin: 0; overflow-wrap: any
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px;
   margin: 16px 0; min-width: 0; }
 @media (min-width: 1700px) { main { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0 16px; }
-  section { grid-column: 1 / -1; } #curves, #cost { grid-column: auto; } }
+  section { grid-column: 1 / -1; margin: 8px 0; } #curves, #cost { grid-column: auto; } }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(840px, 100%), 1fr)); gap: 0 16px; }
 p { margin: 0 0 10px; max-width: 110ch; } .verdict { border-left: 4px solid var(--accent); padding-left: 12px; }
 .note, .muted, figcaption, caption { color: var(--soft); font-size: .88rem; } .note { max-width: 120ch; }
@@ -68,7 +68,10 @@ tbody tr:last-child > * { border-bottom: 0; } .num { text-align: right; font-var
 tbody th { position: sticky; left: 0; background: var(--card); }
 tbody tr:hover, tr.on, tbody tr:hover th, tr.on th { background: var(--faint); }
 [data-same] { color: var(--soft); opacity: .65; }
-.differences tr:not(.first) td:not([data-same]) { font-weight: 600; } .failures td { white-space: normal; max-width: 60ch; }
+.differences tr:not(.first) td:not([data-same]) { font-weight: 600; }
+.failures td { white-space: normal; max-width: 60ch; }
+.pick { all: unset; cursor: pointer; } .pick:hover, .pick[aria-pressed=true] { text-decoration: underline; }
+.pick:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; border-radius: 3px; }
 .chip { border: 1px solid var(--warn-line); background: var(--warn-bg); color: var(--warn-ink); border-radius: 10px;
   padding: 1px 8px; }
 .swatch { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 7px;
@@ -111,7 +114,8 @@ tbody tr:hover, tr.on, tbody tr:hover th, tr.on th { background: var(--faint); }
   .dim .pc.on { stroke-width: 3.5; }
 .dim .curve.on .line { stroke-width: 3.2; opacity: 1; }
 .exhibits { display: grid; gap: 6px 14px; } .columns3 { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-.columns2 { grid-template-columns: repeat(2, minmax(0, 1fr)); } .exhibits.large { grid-template-columns: minmax(0, 1fr); }
+.columns2 { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+.exhibits.large { grid-template-columns: minmax(0, 1fr); }
 .exhibits.large h3 { display: none; } figure { margin: 0 0 6px; } .exhibits .missing { margin: 0 0 6px; }
 .larger { font: inherit; font-size: .88rem; color: var(--accent); background: none; border: 1px solid var(--line);
   border-radius: 6px; padding: 3px 12px; margin: 0 0 8px; cursor: pointer; }

@@ -57,7 +57,7 @@ def _ranking_row(
     trial = configuration.typical
     cells = [
         number_cell(str(place + 1), place + 1),
-        el("th", el("span", "", class_=f"swatch {series_class(place)}"), configuration.label, scope="row"),
+        el("th", el("span", "", class_=f"swatch {series_class(place)}"), _pick(configuration), scope="row"),
         number_cell(number(configuration.mean), configuration.mean),
         number_cell("–" if deviation is None else f"{deviation:.2g}", deviation),
         number_cell(f"{count}" + (f" (+{left_out})" if left_out else ""), count),
@@ -76,6 +76,11 @@ def _ranking_row(
     ]
     cells += [number_cell(number(trial.metrics.get(name)), trial.metrics.get(name)) for name in metrics]
     return el("tr", *cells, data_config=configuration.label)
+
+
+def _pick(configuration: Configuration) -> Markup:
+    """The label as a button that keeps the configuration brought out in all charts."""
+    return el("button", configuration.label, type="button", class_="pick", aria_pressed="false")
 
 
 def _against(difference: Difference | None) -> Markup:
