@@ -110,7 +110,7 @@ def within_sight(values: Sequence[float]) -> list[float]:
 
 def _rungs(trials: Iterable[Trial], frame: Frame, x: Scale) -> Markup:
     """A line per rung, with how many trials reached it and how many of them went on."""
-    reached: dict[int, list[Trial]] = {}
+    reached: dict[float, list[Trial]] = {}
     for trial in trials:
         for epoch in trial.rungs:
             reached.setdefault(epoch, []).append(trial)
@@ -125,7 +125,7 @@ def _rungs(trials: Iterable[Trial], frame: Frame, x: Scale) -> Markup:
             el(
                 "text",
                 f"{len(group)} → {on}",
-                el("title", f"rung at epoch {epoch}: {len(group)} trials reached it, {on} went on"),
+                el("title", f"rung at epoch {epoch:g}: {len(group)} trials reached it, {on} went on"),
                 x=x(epoch),
                 y=frame.top - 8 - 15 * line,
                 class_="rung-label",
@@ -144,7 +144,7 @@ def _curve(trial: Trial, positions: Mapping[str, int], labels: Mapping[str, str]
     at = {point.epoch: point.value for point in trial.curve}
     for epoch in trial.rungs:
         if epoch in at and epoch != trial.stopped_at:
-            title = el("title", f"#{trial.number} went on at epoch {epoch} with {number(at[epoch])}")
+            title = el("title", f"#{trial.number} went on at epoch {epoch:g} with {number(at[epoch])}")
             parts.append(el("circle", title, cx=x(epoch), cy=y(at[epoch]), r=4.0, class_="passed"))
     last = trial.curve[-1]
     if trial.state in ("stopped", "interrupted", "running"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -64,8 +65,8 @@ class Trial:
     metrics: Mapping[str, float] = field(default_factory=dict)
     protocol: str = ""
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    rungs: Mapping[int, float] = field(default_factory=dict)
-    stopped_at: int | None = None
+    rungs: Mapping[float, float] = field(default_factory=dict)
+    stopped_at: float | None = None
     seconds: float = 0.0
     restarts: int = 0
     reason: str = ""
@@ -120,3 +121,8 @@ class Panel:
     data: bytes
     width: int
     height: int
+
+
+def text_key(value: Any) -> str:
+    """Equal for equal values, whatever they are: configurations refuse NaN, but ledgers and logs may hold it."""
+    return json.dumps(value, sort_keys=True, default=str)

@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from sensorlab.config import canonical_json
-from sensorlab.report.content import Dimension, Sweep, Trial
+from sensorlab.report.content import Dimension, Sweep, Trial, text_key
 from sensorlab.report.ranking import Ranking, varying
 
 CONTROL = "(random numbers)"
@@ -92,7 +91,7 @@ def importances(sweep: Sweep, ranking: Ranking, seed: int = 0) -> Importances:
 
 
 def _differs(trials: Sequence[Trial], key: str) -> bool:
-    return len({canonical_json(trial.values[key]) for trial in trials if key in trial.values}) > 1
+    return len({text_key(trial.values[key]) for trial in trials if key in trial.values}) > 1
 
 
 def _common_epoch(trials: Sequence[Trial]) -> float | None:
@@ -123,7 +122,7 @@ def _dimension(sweep: Sweep, key: str, column: Sequence[Any]) -> Dimension:
 
 
 def _distinct(column: Sequence[Any]) -> tuple[str, ...]:
-    return tuple(sorted({canonical_json(value) for value in column}))
+    return tuple(sorted({text_key(value) for value in column}))
 
 
 def _shares(
@@ -139,7 +138,7 @@ def _shares(
         distributions = {key: _distribution(dimension) for key, dimension in dimensions.items()}
         for index, objective in enumerate(objectives):
             params = {
-                key: canonical_json(column[index]) if dimensions[key].choices else float(column[index])
+                key: text_key(column[index]) if dimensions[key].choices else float(column[index])
                 for key, column in columns.items()
             }
             study.add_trial(

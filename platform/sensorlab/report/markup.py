@@ -55,11 +55,11 @@ def join(parts: Iterable[Any], separator: str = "") -> Markup:
 
 
 def table(
-    header: Sequence[Any], rows: Iterable[Markup], *, class_: str = "", caption: Any = None, sortable: bool = False
+    header: Sequence[Any], rows: Iterable[Markup], *, label: str, class_: str = "", sortable: bool = False
 ) -> Markup:
     """A table that scrolls by itself where it is wider than the page. ``rows``: ``tr`` elements.
 
-    A name stands over its numbers if the first row has one in its column.
+    ``label`` names it for those who do not see it. A column whose first cell is a number has its name on the right.
     """
     rows = list(rows)
     first = re.findall(r"<t[hd][^>]*>", rows[0]) if rows else []
@@ -69,12 +69,18 @@ def table(
         for name, right in zip(header, numeric, strict=True)
     ]
     content = [
-        el("caption", caption) if caption is not None else None,
         el("thead", el("tr", *cells)),
         el("tbody", *rows),
     ]
     marks = " ".join(filter(None, (class_, "sortable" if sortable else "")))
-    return el("div", el("table", *content, class_=marks or None), class_="scroll", tabindex="0")
+    return el(
+        "div",
+        el("table", *content, class_=marks or None),
+        class_="scroll",
+        tabindex="0",
+        role="region",
+        aria_label=label,
+    )
 
 
 def number_cell(text: str, value: float | None = None, **attributes: Any) -> Markup:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sensorlab.cluster.table import number
-from sensorlab.config import canonical_json
 from sensorlab.report.charts import WIDTH, svg, text
-from sensorlab.report.content import Dimension, Mode, Trial
+from sensorlab.report.content import Dimension, Mode, Trial, text_key
 from sensorlab.report.markup import Markup, el, join
 from sensorlab.report.scales import Scale, scale_of
 
@@ -34,7 +33,7 @@ class Axis:
         if value is None:
             return _MISSING
         if self.scale is None:
-            return self.places.get(canonical_json(value), _MISSING)
+            return self.places.get(text_key(value), _MISSING)
         return self.scale(float(value))
 
     def ticks(self) -> list[tuple[float, str]]:
@@ -110,15 +109,11 @@ def _axis(key: str, x: float, values: Sequence[Any], dimension: Dimension | None
     if present and are_numbers and not (dimension and dimension.choices):
         is_log = bool(dimension and dimension.is_log) and min(present) > 0
         return Axis(key, x, {}, scale_of(map(float, present), _BOTTOM, _TOP, is_log=is_log, margin=0.02))
-    planned = [canonical_json(choice) for choice in dimension.choices] if dimension else []
-    found = sorted({canonical_json(_finite(value)) for value in present} - set(planned))
+    planned = [text_key(choice) for choice in dimension.choices] if dimension else []
+    found = sorted({text_key(value) for value in present} - set(planned))
     options = planned + found
     step = (_BOTTOM - _TOP) / (len(options) + 1)
     return Axis(key, x, {option: _BOTTOM - (index + 1) * step for index, option in enumerate(options)}, None)
-
-
-def _finite(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _drawn(axis: Axis, name: str, level: int, is_last: bool) -> Markup:

@@ -10,15 +10,13 @@ own, the one of most trials first, and there is no order between them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from sensorlab.config import canonical_json
-from sensorlab.report.content import Mode, Sweep, Trial
+from sensorlab.report.content import Mode, Sweep, Trial, text_key
 from sensorlab.report.distinguish import Difference, differences
 
 SEED = "seed"
@@ -130,11 +128,7 @@ def _ranking(protocol: str, trials: Sequence[Trial], mode: Mode) -> Ranking:
 
 def identity(trial: Trial) -> str:
     """Equal for repeats of one configuration."""
-    return canonical_json({key: _plain(value) for key, value in trial.values.items() if key != SEED})
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return text_key({key: value for key, value in trial.values.items() if key != SEED})
 
 
 def _configuration(trials: Iterable[Trial]) -> Configuration:

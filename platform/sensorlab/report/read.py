@@ -41,20 +41,21 @@ def read_sweep(directory: Path, *, ended: bool = False, now: float | None = None
     mode: Mode = "min" if search.get("mode", ledger.get("mode")) == "min" else "max"
     objective = str(search.get("objective", "objective"))
     is_live = not ended and _is_live(directory, now)
-    base = plan.get("experiment") or {}
+    base, space = plan.get("experiment") or {}, search.get("space") or {}
     trials = [read_trial(entry, directory, base, objective, is_live, now) for entry in ledger.get("trials", [])]
     trials.sort(key=lambda trial: trial.number)
     expected = expected_trials(search)
-    outcome = read_json(directory / "outcome.json") or {}
+    # At its end a sweep has no outcome yet, or that of an earlier attempt.
+    outcome = {} if ended else read_json(directory / "outcome.json") or {}
     return Sweep(
         name=str(plan.get("name") or directory.name),
         directory=directory,
         objective=objective,
         mode=mode,
-        status=_status(trials, expected, is_live, outcome),
+        status=_status(trials, expected, is_live, ended, outcome),
         expected=expected,
         search=search,
-        dimensions={key: _dimension(key, spec) for key, spec in (search.get("space") or {}).items()},
+        dimensions={key: _dimension(key, spec) for key, spec in space.items() if isinstance(spec, Mapping)},
         trials=tuple(trials),
         dataset=str(plan.get("dataset") or ""),
         tracking_uri=plan.get("tracking_uri"),
@@ -104,7 +105,9 @@ def _is_live(directory: Path, now: float) -> bool:
         return False
 
 
-def _status(trials: list[Trial], expected: int | None, is_live: bool, outcome: Mapping[str, Any]) -> Status:
+def _status(
+    trials: list[Trial], expected: int | None, is_live: bool, ended: bool, outcome: Mapping[str, Any]
+) -> Status:
     if is_live:
         return "running"
     states = {trial.state for trial in trials}
@@ -114,5 +117,5 @@ def _status(trials: list[Trial], expected: int | None, is_live: bool, outcome: M
         return "interrupted"
     if expected is not None and len(trials) < expected:
         # A driver that ends well leaves an outcome behind, also when its time budget was used up.
-        return "ended early" if outcome else "killed"
+        return "ended early" if outcome or ended else "killed"
     return "finished"

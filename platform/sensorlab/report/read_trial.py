@@ -16,7 +16,7 @@ from sensorlab.report.content import Point, Trial
 
 _GOODPUT = "perf/goodput"
 _PROGRESS = "train/epoch"
-_BEHIND = re.compile(r"behind at epoch (\d+)")
+_BEHIND = re.compile(r"behind at epoch (\d+(?:\.\d+)?)")
 _ERROR_LINES = 25
 METRICS = "metrics.jsonl"
 
@@ -42,7 +42,7 @@ def read_trial(
     config = state.get("config") or resolve(base, values)
     reason = str(entry.get("reason") or "")
     behind = _BEHIND.fullmatch(reason)
-    metrics = {name: float(value) for name, value in (entry.get("metrics") or {}).items()}
+    metrics = {n: value for n, found in (entry.get("metrics") or {}).items() if (value := _finite(found)) is not None}
     return Trial(
         number=int(entry.get("number", -1)),
         trial_id=trial_id,
@@ -57,8 +57,8 @@ def read_trial(
         metrics=metrics,
         protocol=str(entry.get("protocol") or ""),
         protocols=state.get("protocols") or {},
-        rungs={int(epoch): float(value) for epoch, value in (entry.get("rungs") or {}).items()},
-        stopped_at=int(behind[1]) if behind else None,
+        rungs={float(epoch): float(value) for epoch, value in (entry.get("rungs") or {}).items()},
+        stopped_at=float(behind[1]) if behind else None,
         seconds=_seconds(entry, run_dir, is_live, now),
         restarts=int(entry.get("restarts") or 0),
         reason=reason,

@@ -9,7 +9,7 @@ CSS = """
 :root { color-scheme: light dark;
   --page: #f5f6f8; --card: #ffffff; --ink: #1b1f24; --soft: #57606a; --line: #d7dce2; --faint: #eef0f3;
   --accent: #0b5cad; --warn-bg: #fff4d6; --warn-ink: #5c4200; --warn-line: #d9a400;
-  --s0: #0072b2; --s1: #d55e00; --s2: #008060; --s3: #a64d86; --s4: #946200; --rest: #9aa4b0;
+  --s0: #0072b2; --s1: #b84f00; --s2: #007a5c; --s3: #a64d86; --s4: #946200; --rest: #9aa4b0;
   --q0: #d9d6c4; --q1: #c4bfa0; --q2: #a8a383; --q3: #8c897a; --q4: #707173; --q5: #565c6c; --q6: #33466b;
   --q7: #00224e;
   --step: #0072b2; --data_wait: #e69f00; --evaluation: #56b4e9; --checkpoint: #cc79a7; --callback: #f0e442;
@@ -24,7 +24,7 @@ CSS = """
 @media print { :root { color-scheme: light;
   --page: #fff; --card: #fff; --ink: #000; --soft: #333; --line: #aaa; --faint: #eee; --warn-bg: #fff;
   --warn-ink: #000;
-  --s0: #0072b2; --s1: #d55e00; --s2: #008060; --s3: #a64d86; --s4: #946200; --rest: #888;
+  --s0: #0072b2; --s1: #b84f00; --s2: #007a5c; --s3: #a64d86; --s4: #946200; --rest: #888;
   --q0: #d9d6c4; --q1: #c4bfa0; --q2: #a8a383; --q3: #8c897a; --q4: #707173; --q5: #565c6c; --q6: #33466b;
   --q7: #00224e; } }
 * { box-sizing: border-box; }
@@ -67,7 +67,7 @@ th[aria-sort=ascending] button::after { content: " \\25B2"; }
 tbody tr:last-child > * { border-bottom: 0; } .num { text-align: right; font-variant-numeric: tabular-nums; }
 tbody th { position: sticky; left: 0; background: var(--card); }
 tbody tr:hover, tr.on, tbody tr:hover th, tr.on th { background: var(--faint); }
-[data-same] { color: var(--soft); opacity: .65; }
+[data-same] { color: var(--soft); }
 .differences tr:not(.first) td:not([data-same]) { font-weight: 600; }
 .failures td { white-space: normal; max-width: 60ch; }
 .pick { all: unset; cursor: pointer; } .pick:hover, .pick[aria-pressed=true] { text-decoration: underline; }

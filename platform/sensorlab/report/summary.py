@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from sensorlab.cluster.table import duration, number
+from sensorlab.report.content import text_key
 from sensorlab.report.distinguish import ALPHA
 from sensorlab.report.gather import Report
 from sensorlab.report.markup import Markup, el, join
@@ -77,8 +79,11 @@ def decision(report: Report) -> Markup:
         el("p", *verdict(main), class_="verdict"),
     ]
     parts += [el("p", text) for text in cautions(report, main)]
+    if best.values:
+        overrides = " ".join(shlex.quote(f"{key}={text_key(value)}") for key, value in best.values.items())
+        parts.append(el("p", "As overrides: ", el("code", overrides)))
     if best.typical.best_checkpoint:
-        parts.append(el("p", "Checkpoint: ", el("code", best.typical.best_checkpoint)))
+        parts.append(el("p", f"Checkpoint of #{best.typical.number}: ", el("code", best.typical.best_checkpoint)))
     return join(parts)
 
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sensorlab.cluster.table import duration, number
-from sensorlab.config import canonical_json
 from sensorlab.report.charts import series_class
-from sensorlab.report.content import Trial
+from sensorlab.report.content import Trial, text_key
 from sensorlab.report.distinguish import Difference
 from sensorlab.report.gather import Report
 from sensorlab.report.markup import Markup, el, join, number_cell, table
@@ -39,7 +38,7 @@ def ranking_table(report: Report, ranking: Ranking) -> Markup:
             f"* {', '.join(mixed)}: defined by each trial's own configuration, so rows do not compare with each other.",
             class_="note",
         )
-    return join([table(header, rows, class_="ranking", sortable=True), note])
+    return join([table(header, rows, label="Ranking", class_="ranking", sortable=True), note])
 
 
 def _ranking_row(
@@ -111,7 +110,7 @@ def _dots(configuration: Configuration, scale: Scale) -> Markup:
 
 def value_text(value: Any) -> str:
     """A value as in a configuration file; numbers with four digits."""
-    return canonical_json(value).replace(",", ", ") if isinstance(value, list | dict) else number(value)
+    return text_key(value).replace(",", ", ") if isinstance(value, list | dict) else number(value)
 
 
 def _definition(value: Any) -> Markup:
@@ -134,7 +133,7 @@ def further_metrics(ranking: Ranking, objective: str) -> list[str]:
 
 
 def _is_mixed(ranking: Ranking, name: str) -> bool:
-    return len({canonical_json(trial.protocols[name]) for trial in ranking.trials if name in trial.protocols}) > 1
+    return len({text_key(trial.protocols[name]) for trial in ranking.trials if name in trial.protocols}) > 1
 
 
 def differences_table(report: Report, ranking: Ranking) -> Markup:
@@ -145,7 +144,7 @@ def differences_table(report: Report, ranking: Ranking) -> Markup:
     header = ["config", report.sweep.objective, *(report.names[key] for key in keys), *also]
     rows = [_difference_row(best, best, keys, also)]
     rows += [_difference_row(other, best, keys, also) for other in others[:_MAX_OTHERS]]
-    return table(header, rows, class_="differences")
+    return table(header, rows, label="Differences", class_="differences")
 
 
 def also_different(ranking: Ranking) -> list[str]:
@@ -155,7 +154,7 @@ def also_different(ranking: Ranking) -> list[str]:
     for trial in ranking.trials:
         for key, value in _facts(trial).items():
             if not any(key == known or key.startswith(f"{known}.") for known in searched):
-                seen.setdefault(key, set()).add(canonical_json(value))
+                seen.setdefault(key, set()).add(text_key(value))
     counts = {key: sum(key in _facts(trial) for trial in ranking.trials) for key in seen}
     return sorted(key for key, values in seen.items() if len(values) > 1 or counts[key] < len(ranking.trials))
 
@@ -192,7 +191,7 @@ def times_table(report: Report) -> Markup:
             number_cell("–" if per_epoch is None else number(per_epoch), per_epoch),
         ]
         rows.append(el("tr", *cells, data_config=report.labels.get(trial.trial_id)))
-    return table(header, rows, class_="times", sortable=True)
+    return table(header, rows, label="Times", class_="times", sortable=True)
 
 
 def unranked_table(report: Report) -> Markup | None:
@@ -207,7 +206,8 @@ def unranked_table(report: Report) -> Markup | None:
         rows.append(el("tr", *cells))
     if not rows:
         return None
-    return table(["trial", "state", "why", "values", "epochs", "time", "restarts"], rows, class_="failures")
+    header = ["trial", "state", "why", "values", "epochs", "time", "restarts"]
+    return table(header, rows, label="Trials without a result", class_="failures")
 
 
 def protocols_list(protocols: Mapping[str, Mapping[str, Any]], objective: str) -> Markup:
@@ -217,7 +217,7 @@ def protocols_list(protocols: Mapping[str, Mapping[str, Any]], objective: str) -
         definition = {
             key: value for key, value in protocols[name].items() if key != "metric" or "task" not in protocols[name]
         }
-        groups.setdefault(canonical_json(definition), []).append(name)
+        groups.setdefault(text_key(definition), []).append(name)
     parts = []
     for names in groups.values():
         left_out = "metric" if len(names) > 1 and "task" in protocols[names[0]] else None  # losses: the name says it
@@ -237,4 +237,4 @@ def protocol_difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> M
             rows.append(el("tr", el("th", key, scope="row"), *cells))
     if not rows:
         return el("p", "What differs is not known: no checkpoint of these trials is left that says it.", class_="note")
-    return table(["part of the definition", "first ranking", "this one"], rows)
+    return table(["part of the definition", "first ranking", "this one"], rows, label="Definitions")

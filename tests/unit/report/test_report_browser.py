@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this mac
 # Everything visible: its rectangle, and whether it lies inside of the window's width.
 _MEASURED = """
 (() => {
-  const box = (e) => { const r = e.getBoundingClientRect(); return {width: r.width, height: r.height, right: r.right}; };
+  const box = (e) => { const {width, height, right} = e.getBoundingClientRect(); return {width, height, right}; };
   const all = (s) => Array.from(document.querySelectorAll(s));
   return {
     window: document.documentElement.clientWidth,

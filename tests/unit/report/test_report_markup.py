@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from sensorlab.report.charts import within_sight
 from sensorlab.report.markup import Markup, el, join, number_cell, table
 from sensorlab.report.scales import Scale, label, scale_of, spread_out
+from sensorlab.report.style import CSS
 
 HOSTILE = "\"><script>alert(1)</script>&'\x00\ud800"
 
@@ -38,7 +40,7 @@ def test_attributes():
 
 
 def test_a_column_of_numbers_has_its_name_on_the_right():
-    made = table(["a", "b"], [el("tr", el("td", "x"), number_cell("1", 1.0))], sortable=True)
+    made = table(["a", "b"], [el("tr", el("td", "x"), number_cell("1", 1.0))], label="t", sortable=True)
     assert '<th scope="col"><button' in made
     assert '<th scope="col" class="num"><button' in made
     assert isinstance(made, Markup)
@@ -92,3 +94,24 @@ def test_a_diverged_loss_does_not_flatten_the_others():
     assert max(within_sight(values)) < 1.0
     assert within_sight([1.0, 1e6]) == [1.0, 1e6]  # too few to know which one is odd
     assert within_sight([0.5] * 20) == [0.5] * 20
+
+
+def _contrast(first: str, second: str) -> float:
+    """Ratio of WCAG 2 between two colours ``#rrggbb``."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    lighter, darker = sorted((luminance(first), luminance(second)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+@pytest.mark.parametrize("ink", ["ink", "soft", "accent", *(f"s{n}" for n in range(5))])
+def test_texts_have_enough_contrast(theme, ink):
+    blocks = re.findall(r":root \{(.*?)\}", CSS, flags=re.DOTALL)
+    colours = dict(re.findall(r"--(\w[\w-]*): (#[0-9a-f]{6})", blocks[theme]))
+    assert _contrast(colours[ink], colours["card"]) >= 4.5
+    assert _contrast(colours["warn-ink"], colours["warn-bg"]) >= 4.5

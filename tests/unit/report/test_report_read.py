@@ -34,7 +34,7 @@ def test_a_trial_with_all_its_files(directory):
         (3, 30, 0.3),
     ]
     assert trial.best_step == 20
-    assert trial.rungs == {1: 0.2}
+    assert trial.rungs == {1.0: 0.2}
     assert trial.stopped_at == 1
     assert trial.goodput == pytest.approx(0.64)
     assert trial.clock == {"step": pytest.approx(42.0), "data_wait": 4.0, "evaluation": 6.0}
@@ -154,6 +154,15 @@ def test_the_end_is_known_to_who_ended_it(directory):
     write_sweep(directory, [trial_entry(directory, 0)])
     (directory / ".driver.lease").write_text("{}")
     assert read_sweep(directory, ended=True).status == "finished"
+
+
+def test_the_outcome_of_an_earlier_attempt_says_nothing_at_the_end(directory):
+    write_sweep(directory, [trial_entry(directory, 0)])
+    (directory / "outcome.json").write_text(json.dumps({"interrupted": True}))
+    assert read_sweep(directory).status == "interrupted"
+    assert read_sweep(directory, ended=True).status == "finished"
+    write_sweep(directory, [trial_entry(directory, 0)], num_trials=3)  # its time budget was used up
+    assert read_sweep(directory, ended=True).status == "ended early"
 
 
 def test_expected_trials():
