@@ -53,7 +53,8 @@ def _code(recorded: RecordedRun, present: Environment) -> list[str]:
         if not changed:
             return []
         shown = ", ".join(changed[:_SHOWN]) + (f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else "")
-        return [f"code: {len(changed)} files differ from those of the run, revision {revision}: {shown}"]
+        how = "its code: `git worktree add DIR REVISION`, then `git apply` the run's environment/git.diff there"
+        return [f"code: {len(changed)} files differ from those of the run, revision {revision}: {shown} ({how})"]
     here = present.tags["mlflow.source.git.commit"]
     there = run.tags.get("mlflow.source.git.commit", "unknown")
     if here != there or "unknown" in (here, there):

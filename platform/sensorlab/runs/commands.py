@@ -110,9 +110,15 @@ def run_best(args: argparse.Namespace) -> int:
 
 
 def run_promote(args: argparse.Namespace) -> int:
-    """Register a run's model under a name and let an alias point to it."""
+    """Register a run's model under a name and let an alias point to it.
+
+    A run that was stopped has logged no model; then its best checkpoint becomes one, if it is on this machine.
+    """
+    import tempfile
+
+    from sensorlab.engine.callbacks.best_model import export_model
     from sensorlab.errors import UserError
-    from sensorlab.runs.models import promote
+    from sensorlab.runs.models import deliver_model, logged_models, promote
     from sensorlab.runs.query import RunIndex
 
     name, _, alias = args.target.partition("@")
@@ -120,6 +126,11 @@ def run_promote(args: argparse.Namespace) -> int:
         raise UserError(f"--as {args.target}: expected NAME@ALIAS, for example bev@champion")
     index = RunIndex(args.store)
     run = index.find(args.id)
+    checkpoint = Path(run.tag("best_checkpoint") or "/nowhere")
+    if not logged_models(index.client, run.store.experiment_id, run.run_id) and checkpoint.is_dir():
+        with tempfile.TemporaryDirectory(prefix="sensorlab-") as folder:
+            export_model(checkpoint, Path(folder) / "model")
+            deliver_model(index.client, run.run_id, name, Path(folder) / "model")
     version = promote(index.client, run.store.experiment_id, run.run_id, name, alias)
     print(f"models:/{name}@{alias} is version {version.version}: the best model of run {run.run_id} ({run.name})")
     return 0

@@ -32,6 +32,7 @@ MAX_METRICS_PER_CALL = 1000
 MAX_TEXTS_PER_CALL = 100
 MANY_METRICS = 60
 """More distinct metric names than this make MLflow's pages slow and unreadable: warned once per run."""
+_WHOLE = {"datasets": log_datasets, "overview": describe}  # kinds of records that are taken or refused as a whole
 
 
 class StoreAwayError(Exception):
@@ -156,10 +157,9 @@ class Delivery:
         elif record.kind == "tags":
             tags = [RunTag(key, shortened(str(value), MAX_TAG_LENGTH)) for key, value in items]
             self._in_calls(tags, lambda part: self._log_batch(tags=part))
-        elif record.kind == "datasets":
-            log_datasets(self._client, self.run_id, record.values)
-        elif record.kind == "overview":
-            describe(self._client, self.run_id, record.values)
+        elif record.kind in _WHOLE:
+            client, values = self._client, record.values
+            self._attempt([record.kind], lambda kinds: _WHOLE[kinds[0]](client, self.run_id, values))
         elif record.kind == "status":
             if self._reopen and record.values.get("attempt") != self.attempt:
                 return  # the end of an earlier attempt, delivered late: the run goes on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sensorlab.engine.checkpoint import CheckpointStore
 from sensorlab.engine.compare import read_series
 from sensorlab.errors import UserError
 from sensorlab.replay.model import load_folder, load_model
+from sensorlab.runs import commands
 from sensorlab.runs.models import logged_models
 from sensorlab.runs.overview import NOTE_TAG
 from sensorlab.runs.query import StoredRun
@@ -76,6 +78,23 @@ def test_the_best_model_loads_without_pickle_and_computes_the_same(
     assert all(torch.equal(saved[f"model.{name}"], value) for name, value in state.items())
     assert not loaded.model.training
     assert loaded.model(torch.zeros(2, 4)).shape == (2, 1)
+
+
+def test_the_checkpoint_of_a_stopped_run_can_be_promoted(store: Store, stored: StoredRun) -> None:
+    tags = {"sensorlab.role": "trial", "sensorlab.best_checkpoint": stored.tag("best_checkpoint")}
+    run_id = stored.client.create_run(store.experiment_id, tags=tags).info.run_id
+    parser = argparse.ArgumentParser()
+    commands.register(parser.add_subparsers())
+    args = parser.parse_args(["runs", "promote", run_id, "--as", "toy@best", "--store", store.uri])
+    assert args.run(args) == 0
+    version = stored.client.get_model_version_by_alias("toy", "best")
+    assert version.run_id == run_id
+    expected = load_model(stored.run_id, store.uri).model.state_dict()
+    promoted = load_model(run_id, store.uri).model.state_dict()
+    assert all(torch.equal(expected[name], value) for name, value in promoted.items())
+    args.id = stored.client.create_run(store.experiment_id).info.run_id
+    with pytest.raises(UserError, match="no model in the store"):
+        args.run(args)
 
 
 def test_a_damaged_model_is_refused(finished: tuple[str, Path], tmp_path: Path) -> None:

@@ -62,6 +62,18 @@ def test_datasets_are_inputs_of_the_run_once(store: Store, new_run: Callable[[],
     assert {run.info.run_id for run in found} == {run_id, other}
 
 
+def test_datasets_that_the_store_refuses_keep_nothing_else_back(
+    store: Store, new_run: Callable[[], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = new_run()
+    record = RunRecorder(store.uri, run_id, tmp_path / "spool", interval_s=0.02)
+    record.log_datasets({"train": {**DATASETS["train"], "name": "x" * 600}})
+    record.log({"loss": 1.0}, 1)
+    assert record.close("FINISHED", PATIENCE)
+    assert open_client(store.uri).get_run(run_id).data.metrics == {"loss": 1.0}
+    assert "refuses 'datasets'" in caplog.text
+
+
 def test_a_table_holds_one_evaluation(
     store: Store, new_run: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,17 +6,13 @@ import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from sensorlab.config import as_dict
-from sensorlab.engine.checkpoint import CheckpointInfo
-from sensorlab.engine.validate import weights_of
+from sensorlab.engine.checkpoint import CheckpointError, load, read_info
+from sensorlab.errors import UserError
 from sensorlab.runs.models import DESCRIPTION, Signature, TensorInfo, write_model
-
-if TYPE_CHECKING:
-    from sensorlab.engine.training import Training
 
 
 class SignatureProbe:
@@ -55,35 +51,33 @@ def _tensors(value: Any, name: str = "") -> Iterator[TensorInfo]:
         yield from _tensors(item, f"{name}.{key}" if name and name != "output" else str(key))
 
 
-def export_best_model(training: Training, best: CheckpointInfo, signature: Signature | None) -> Path:
-    """Write ``run_dir/best_model`` from a checkpoint, unless it is there; returns the folder.
+def export_model(checkpoint: Path, folder: Path, signature: Signature | None = None) -> None:
+    """Write the evaluated model of a checkpoint (the average of its weights, if it has one), unless it is there.
 
     Raises:
-        UserError: the checkpoint is torn or altered.
+        UserError: the checkpoint is missing, torn or altered.
         OSError: the disk is full.
     """
-    folder = training.run_dir / "best_model"
-    objective = training.config.eval.metric
+    try:
+        info, state = read_info(checkpoint), load(checkpoint)
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+    average, objective = state["ema"], state["config"]["eval"]["metric"]
+    origin = {"config_digest": state["config_digest"], **state["provenance"]}
     description = {
-        "summary": {
-            objective: best.metrics.get(objective),
-            "step": best.step,
-            "configuration": training.config_digest,
-            **{key: value for key, value in training.provenance.items() if key in ("dataset", "code")},
-        },
-        "step": best.step,
-        "metrics": best.metrics,
-        "weights": "average" if training.ema else "trained",
-        "config": as_dict(training.config),
-        "config_digest": training.config_digest,
-        "provenance": training.provenance,
-        "protocols": training.protocols,
+        "summary": {objective: info.metrics.get(objective), "step": info.step, **origin},
+        "step": info.step,
+        "metrics": info.metrics,
+        "weights": "average" if average else "trained",
+        "config": state["config"],
+        "config_digest": state["config_digest"],
+        "provenance": state["provenance"],
+        "protocols": state["protocols"],
         "signature": signature.plain() if signature else None,
     }
     description = json.loads(json.dumps(description))
     if not _is_there(folder, description):
-        write_model(folder, weights_of(best.path).tensors, description)
-    return folder
+        write_model(folder, average["model"] if average else state["model"], description)
 
 
 def _is_there(folder: Path, description: Mapping[str, Any]) -> bool:

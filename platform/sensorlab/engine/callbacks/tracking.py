@@ -15,7 +15,7 @@ import yaml
 from sensorlab.config import as_dict, digest
 from sensorlab.data.dataset import PreparedDataset
 from sensorlab.engine.callbacks.base import Callback
-from sensorlab.engine.callbacks.best_model import SignatureProbe, export_best_model
+from sensorlab.engine.callbacks.best_model import SignatureProbe, export_model
 from sensorlab.engine.training import Training
 from sensorlab.errors import UserError
 from sensorlab.runs.attempts import FILE as ATTEMPTS_FILE
@@ -123,8 +123,10 @@ class Tracking(Callback):
         best = training.store.best() if training.workers.is_main else None
         if best is not None:
             self._recorder.set_tags({"sensorlab.best_checkpoint": str(best.path)})
+            folder = training.run_dir / "best_model"
             try:
-                self._recorder.log_model(export_best_model(training, best, self._probe.found), training.config.name)
+                export_model(best.path, folder, self._probe.found)
+                self._recorder.log_model(folder, training.config.name)
             except (OSError, UserError) as error:
                 logger.warning("the best model is not recorded: %s", error)
         self._close(training, "FINISHED", "finished")
