@@ -185,14 +185,15 @@ def _end_labels(
             longest[label] = trial
     ends = list(longest.values())
     heights = [min(max(y(trial.curve[-1].value), frame.top), frame.bottom) for trial in ends]
-    moved = spread_out(heights, 15.0, frame.top, frame.bottom)
+    moved = spread_out(heights, 15.0, frame.top, frame.bottom - 10)
     parts = []
     for trial, before, after in zip(ends, heights, moved, strict=True):
         position = positions[trial.trial_id]
         begin = x(trial.curve[-1].epoch) + 7
-        parts.append(el("line", x1=begin, x2=frame.right + 10, y1=before, y2=after, class_=f"leader s{position}"))
-        name = f"{position + 1}. {labels[trial.trial_id]}"
-        parts.append(text(frame.right + 14, after + 4, name, f"label s{position}"))
+        leader = el("line", x1=begin, x2=frame.right + 10, y1=before, y2=after, class_=f"leader s{position}")
+        label = labels[trial.trial_id]
+        name = text(frame.right + 14, after + 4, f"{position + 1}. {label}", f"label s{position}")
+        parts.append(el("g", leader, name, data_config=label))
     return join(parts)
 
 
@@ -225,10 +226,11 @@ def cost_scatter(
     for trial in sorted(trials, key=lambda trial: -positions[trial.trial_id]):
         parts.append(_scatter_mark(trial, positions[trial.trial_id], labels[trial.trial_id], x, y))
     shown = [t for t in trials if t.trial_id in named and positions[t.trial_id] < COLOURED]
-    heights = spread_out([y(trial.objective or 0.0) for trial in shown], 15.0, frame.top, frame.bottom)
+    heights = spread_out([y(trial.objective or 0.0) for trial in shown], 15.0, frame.top, frame.bottom - 10)
     for trial, height in zip(shown, heights, strict=True):
         position, label = positions[trial.trial_id], labels[trial.trial_id]
-        parts.append(text(x(trial.seconds) + 11, height + 4, f"{position + 1}. {label}", f"label halo s{position}"))
+        name = text(x(trial.seconds) + 11, height + 4, f"{position + 1}. {label}", f"label halo s{position}")
+        parts.append(el("g", name, data_config=label))
     return svg(frame.height, f"{name} against seconds", *parts, class_="scatter")
 
 

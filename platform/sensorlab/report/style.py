@@ -21,6 +21,7 @@ CSS = """
   --q0: #3d4149; --q1: #4d525d; --q2: #606571; --q3: #787877; --q4: #97906f; --q5: #b9aa62; --q6: #dcc64d;
   --q7: #fee838;
   --step: #3f9bd8; --checkpoint: #cc79a7; --lost: #e05a5a; --other: #5b6570; } }
+@page { size: A4 landscape; margin: 12mm; }
 @media print { :root { color-scheme: light;
   --page: #fff; --card: #fff; --ink: #000; --soft: #333; --line: #aaa; --faint: #eee; --warn-bg: #fff;
   --warn-ink: #000;
@@ -54,6 +55,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(840px, 100%), 1fr)); gap: 0 16px; }
 p { margin: 0 0 10px; max-width: 110ch; } .verdict { border-left: 4px solid var(--accent); padding-left: 12px; }
 .note, .muted, figcaption, caption { color: var(--soft); font-size: .88rem; } .note { max-width: 120ch; }
+td.muted { font-size: inherit; }
 code, pre { font: .88em ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
 pre { white-space: pre-wrap; background: var(--faint); padding: 10px; border-radius: 6px; margin: 6px 0; }
 summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
@@ -131,7 +133,8 @@ figure img { width: 100%; height: auto; display: block; border: 1px solid var(--
 footer { color: var(--soft); font-size: .85rem; padding-bottom: 28px; }
 @media print { nav, #tip { display: none; } section { break-inside: avoid; border: 0; padding: 6px 0; }
   .scroll { overflow: visible; max-height: none; border: 0; } table { font-size: 7.5pt; }
-  th, td { white-space: normal; padding: 2px 4px; } thead th, tbody th { position: static; } body { font-size: 10pt; }
+  th, td { white-space: normal; padding: 2px 4px; }
+  tbody th { white-space: nowrap; } thead th, tbody th { position: static; } body { font-size: 10pt; }
   .larger { display: none; }
   section.long { break-inside: auto; } }
 """

@@ -6,6 +6,8 @@ import shlex
 from typing import Any
 
 from sensorlab.cluster.table import duration, number
+from sensorlab.config import parse_yaml
+from sensorlab.errors import UserError
 from sensorlab.report.content import text_key
 from sensorlab.report.distinguish import ALPHA
 from sensorlab.report.gather import Report
@@ -80,11 +82,22 @@ def decision(report: Report) -> Markup:
     ]
     parts += [el("p", text) for text in cautions(report, main)]
     if best.values:
-        overrides = " ".join(shlex.quote(f"{key}={text_key(value)}") for key, value in best.values.items())
+        overrides = " ".join(shlex.quote(f"{key}={yaml_text(value)}") for key, value in best.values.items())
         parts.append(el("p", "As overrides: ", el("code", overrides)))
     if best.typical.best_checkpoint:
         parts.append(el("p", f"Checkpoint of #{best.typical.number}: ", el("code", best.typical.best_checkpoint)))
     return join(parts)
+
+
+def yaml_text(value: Any) -> str:
+    """``value`` as the command line takes it, without quotes where it reads the same without."""
+    if isinstance(value, str):
+        try:
+            if parse_yaml(value) == value:
+                return value
+        except UserError:
+            pass
+    return text_key(value)
 
 
 def verdict(main: Ranking) -> list[Any]:

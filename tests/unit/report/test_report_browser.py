@@ -125,6 +125,24 @@ def test_the_name_of_a_mark_is_shown_at_once(report, address):
     visit(address, use)
 
 
+def test_the_page_refuses_foreign_scripts_and_the_network(report, address):
+    """The second wall behind the escaping: whatever got into the page, it runs nothing and reaches nobody."""
+    attack = (
+        """document.body.insertAdjacentHTML('beforeend', '<img src="http://127.0.0.1:9/x" onerror="window.hit=1">')"""
+    )
+
+    async def main() -> None:
+        async with connected(address) as page:
+            await page.open(report, 1280)
+            await page.value(attack)
+            assert await page.value("fetch('http://127.0.0.1:9/').then(() => 'reached', () => 'refused')") == "refused"
+            await asyncio.sleep(0.3)
+            assert await page.value("window.hit === undefined")
+            assert sum("Content Security Policy" in complaint for complaint in page.complaints) >= 2
+
+    asyncio.run(main())
+
+
 def test_it_prints(report, address):
     async def use(page: Page) -> None:
         await page.open(report, 1280, dark=True)

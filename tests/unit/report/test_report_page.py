@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from report_sweeps import PROTOCOL, SPACE, showcase, trial_entry, write_sweep, write_trial
 
+from sensorlab.config import parse_yaml
 from sensorlab.report.gather import gather
 from sensorlab.report.page import render
+from sensorlab.report.summary import yaml_text
 
 _VOID = {"meta", "img", "br", "hr", "col"}
 HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -209,6 +211,14 @@ def test_keys_that_differ_though_nobody_searched_them(tmp_path):
     path.write_text(json.dumps(state))
     page = plain(page_of(write_sweep(tmp_path, entries)))
     assert "Not searched, but different too: provenance.code, train.clip." in page
+
+
+@pytest.mark.parametrize(
+    "value", ["res18", "true", "1e-3", "", "a: b", "- x", "ä", [1, 2], None, True, 1e-5, {"a": [1]}]
+)
+def test_overrides_read_back_as_they_were(value):
+    assert parse_yaml(yaml_text(value)) == value
+    assert yaml_text("res18") == "res18"
 
 
 def test_min_mode(tmp_path):
