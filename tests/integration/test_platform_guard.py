@@ -20,7 +20,7 @@ LAYERS = (
     ("tasks",),
     ("engine", "experiment"),
     ("cluster", "selftest"),
-    ("bench",),
+    ("bench", "report", "replay"),
     ("cli", "config_reference"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

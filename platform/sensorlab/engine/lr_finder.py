@@ -79,11 +79,11 @@ class LrFinder(Callback):
         self._best = math.inf
 
     def on_metrics(self, training: Training, metrics: Mapping[str, float], step: int) -> None:
-        if "train/loss" not in metrics or self.stopped is not None:
+        if "train/lr" not in metrics or self.stopped is not None:
             return
-        loss, rate = metrics["train/loss"], metrics["train/lr"]
+        loss, rate = metrics.get("train/loss", math.nan), metrics["train/lr"]  # a step that was skipped reports none
         if not math.isfinite(loss):
-            self._stop(training, f"the loss is {loss} at rate {rate:.3g}")
+            self._stop(training, f"loss or gradient is not finite at rate {rate:.3g}")
             return
         self.rates.append(rate)
         self.losses.append(loss)

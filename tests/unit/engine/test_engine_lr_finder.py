@@ -64,7 +64,7 @@ def test_a_loss_that_is_not_finite_ends_the_test(tmp_path):
     config = range_test(toy(task=ToyConfig(poison_step=17)), RateRange(steps=30))
     finder = run(config, tmp_path)
     assert finder.stopped is not None
-    assert "the loss is nan at rate" in finder.stopped
+    assert "loss or gradient is not finite at rate" in finder.stopped
     latest = CheckpointStore(tmp_path / "checkpoints").latest()
     assert latest is not None
     assert latest.step == len(finder.losses) + 1 < 30
