@@ -139,7 +139,7 @@ def test_report_and_picture(tmp_path):
 
 def test_a_test_that_fails_at_once_says_to_start_lower(tmp_path):
     finder, _ = feed([float("inf")])
-    with pytest.raises(UserError, match=r"ended after 0 steps \(the loss is inf.*start at a lower rate"):
+    with pytest.raises(UserError, match=r"ended after 0 steps \(loss or gradient is not finite.*start at a lower rate"):
         write_report(finder, RateRange(), "abc", tmp_path)
 
 
