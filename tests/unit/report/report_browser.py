@@ -52,6 +52,9 @@ class Page:
         """Show a file in a window of this size, in a light or a dark system."""
         for domain in ("Page", "Network", "Log", "Runtime"):
             await self.call(f"{domain}.enable")
+        await self.call("Log.clear")
+        self.requests.clear()  # the log begins with what an earlier page in this tab has left
+        self.complaints.clear()
         await self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
