@@ -15,8 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sensorlab.runs.client import SWITCHES, open_client
+from sensorlab.runs.models import download_model, logged_models, promote, write_model
+from sensorlab.runs.query import RunIndex, StoredRun
 from sensorlab.runs.recorder import RunRecorder
 from sensorlab.runs.store import open_store
 from sensorlab.runs.sweep_runs import SweepRuns
@@ -89,6 +92,8 @@ def test_outage_of_a_real_server(server: Server, tmp_path: Path, monkeypatch: py
         slowest = max(slowest, time.perf_counter() - start)
         if step in (50, 150):
             recorder.log_image(np.full((8, 8, 3), step, np.uint8), "val/panel", step)
+        if step == 150:
+            record_lineage(recorder, tmp_path / "model")
         time.sleep(0.005)
     assert slowest < 0.5  # a store that is away never holds up a step
     assert recorder.close("FINISHED", 60)
@@ -101,3 +106,29 @@ def test_outage_of_a_real_server(server: Server, tmp_path: Path, monkeypatch: py
     assert client.get_run(run_id).info.status == "FINISHED"
     assert [trial.trial_id for trial in sweep.trials()] == ["t1"]
     assert sweep.publish_view().startswith(server.url)
+    check_lineage(RunIndex(server.url).find(run_id[:10]))
+
+
+DATASETS = {"train": {"name": "world/train", "digest": "ab" * 32, "source": "/data/world", "profile": {}}}
+
+
+def record_lineage(recorder: RunRecorder, folder: Path) -> None:
+    write_model(folder, {"w": torch.ones(2)}, {"step": 150, "config": {}})
+    recorder.log_model(folder, "toy")
+    recorder.log_datasets(DATASETS)
+    recorder.log_table({"class": ["car"], "ap": [0.5]}, "classes", 150)
+    recorder.describe({"config_digest": "c0ffee"})
+
+
+def check_lineage(run: StoredRun) -> None:
+    """What was recorded while the server was away is there, once; artifacts went through the server."""
+    (model,) = logged_models(run.client, run.store.experiment_id, run.run_id)
+    assert model.artifact_location.startswith("mlflow-artifacts:")
+    assert {file.name for file in download_model(run.store.uri, model).iterdir()} == {
+        *("model.safetensors", "model.json", "MLmodel"),
+    }
+    assert run.datasets == DATASETS
+    assert run.json("tables/classes.json")["data"] == [[150, "car", 0.5]]
+    assert "configuration c0ffee" in run.tags["mlflow.note.content"]
+    version = promote(run.client, run.store.experiment_id, run.run_id, "toy", "best")
+    assert run.client.get_model_version_by_alias("toy", "best").version == version.version
