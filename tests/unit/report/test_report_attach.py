@@ -31,12 +31,12 @@ def recorded(tmp_path_factory) -> tuple[Path, SweepRuns]:
     entries = []
     for number in range(2):
         entry = trial_entry(directory, number, run_id=runs.child(f"t_{number:05d}"))
-        write_trial(entry, [0.1 * (number + 1)])
+        write_trial(entry, [0.01, 0.1 * (number + 1), 0.02])  # best at step 20
         for state in Path(entry["run_dir"]).glob("checkpoints/*/state.json"):
             state.unlink()
         client = open_client(store.uri)
         client.log_dict(entry["run_id"], {"val/iou": PROTOCOL}, "config/protocols.json")
-        for step in (10, 20):
+        for step in (10, 20, 30):
             shade = np.full((40, 60, 3), 40 * number + step, dtype=np.uint8)
             client.log_image(entry["run_id"], shade, key="val/panel_0", step=step)
         entries.append(entry)
@@ -52,8 +52,8 @@ def test_what_only_the_store_has(recorded):
     assert report.sweep.parent_run_id == runs.parent_run_id
     assert report.rankings[0].definition("val/iou") == PROTOCOL
     assert [(e.role, [(panel.name, panel.step) for panel in e.panels]) for e in report.exhibits] == [
-        ("best", [("val/panel_0", 10)]),  # the step of its best evaluation
-        ("worst", [("val/panel_0", 10)]),
+        ("best", [("val/panel_0", 20)]),  # the step of its best evaluation
+        ("worst", [("val/panel_0", 20)]),
     ]
     assert (report.exhibits[0].panels[0].width, report.exhibits[0].panels[0].height) == (60, 40)
     assert report.sweep.notes == ()
