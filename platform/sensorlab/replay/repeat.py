@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import sensorlab
 from sensorlab.cluster.commands import launch
 from sensorlab.cluster.program import EngineProgram
-from sensorlab.cluster.single import RunPlan, run_single
+from sensorlab.cluster.single import RunPlan, check_single, run_single
 from sensorlab.cluster.start import output_root
 from sensorlab.cluster.sweep import new_name
 from sensorlab.engine.compare import read_series
@@ -75,23 +75,23 @@ def _train(args: argparse.Namespace, recorded: RecordedRun, dataset: str, steps:
     config, run = recorded.experiment, recorded.run
     root = output_root(args.output) if args.output else recorded.output_root or output_root(config.output_dir)
     run_dir = root / FOLDER / new_name(config)
+    plan = RunPlan(
+        run_dir=run_dir,
+        experiment=config,
+        dataset=str(Path(dataset).expanduser().resolve()),
+        tracking_uri=run.store.uri,
+        code_root=str(Path(sensorlab.__file__).resolve().parents[2]),
+    )
     tags = {ROLE_TAG: "replay", REPLAY_TAG: run.run_id, PARENT_TAG: run.run_id, "sensorlab.run_dir": str(run_dir)}
     try:
         cluster = launch.cluster_for(args, config)
+        check_single(plan, cluster)  # what does not fit leaves no run behind
         entry = run.client.create_run(run.store.experiment_id, tags=tags, run_name=f"replay of {run.name}")
-        run_id = str(entry.info.run_id)
-        plan = RunPlan(
-            run_dir=run_dir,
-            experiment=config,
-            dataset=str(Path(dataset).expanduser().resolve()),
-            tracking_uri=run.store.uri,
-            run_id=run_id,
-            code_root=str(Path(sensorlab.__file__).resolve().parents[2]),
-        )
+        plan = dataclasses.replace(plan, run_id=str(entry.info.run_id))
         run_single(plan, cluster, EngineProgram() if steps is None else FirstSteps(steps))
     finally:
         launch.leave()
-    return run_dir, run_id
+    return run_dir, str(entry.info.run_id)
 
 
 def _tell(
@@ -107,5 +107,5 @@ def _tell(
         launch.say(f"  what was not the same: {line}")
     run.client.set_tag(run_id, "sensorlab.replay_verdict", f"{verdict.kind}. {verdict.difference}".strip())
     run.client.set_tag(run.run_id, "sensorlab.replayed_by", f"{run_id}: {verdict.kind}")
-    outcome = {"replay_of": run.run_id, "run_id": run_id, "directory": str(run_dir), **asdict(verdict)}
+    outcome = {"replay_of": run.run_id, "run_id": run_id, "directory": str(run_dir), **dataclasses.asdict(verdict)}
     launch.say(json.dumps(outcome))
