@@ -19,8 +19,8 @@ LAYERS = (
     ("data", "models", "metrics", "runs"),
     ("tasks",),
     ("engine", "experiment"),
-    ("cluster", "selftest"),
-    ("bench", "report", "replay"),
+    ("cluster", "selftest", "report"),
+    ("bench", "replay"),
     ("cli", "config_reference"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

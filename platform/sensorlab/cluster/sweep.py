@@ -146,6 +146,8 @@ def _run(plan: SweepPlan, program: Program, resume: bool, concurrent: int, store
         interrupted = not timed_out and not driver.given_up and _unfinished(ledger, sweep)
     finally:  # also on SIGTERM, which Ray turns into SystemExit: a stopped job has 3 s for this
         _close_open_trials(ledger, interrupted)
+        if not interrupted:  # a stopped job has no time for it; `sensorlab report` makes it afterwards
+            _report(plan, runs)
         if runs is not None:
             _close_runs(runs, ledger, interrupted)
         if driver.given_up:
@@ -153,6 +155,14 @@ def _run(plan: SweepPlan, program: Program, resume: bool, concurrent: int, store
         if interrupted:
             print(f"interrupted; what is done is kept. Continue with: {resume_command(plan)}", flush=True)
     return _conclude(plan, driver, store, time.monotonic() - started, interrupted)
+
+
+def _report(plan: SweepPlan, runs: SweepRuns | None) -> None:
+    from sensorlab.report.attach import attach_report
+
+    path = attach_report(plan.directory, runs.recorder if runs else None)
+    if path is not None:
+        print(f"report: {path}", flush=True)
 
 
 def _fit(plan: SweepPlan, trial_plan: TrialPlan, concurrent: int, resume: bool) -> None:
