@@ -12,6 +12,10 @@ what it leaves beside the checkpoints is dealt with by the next attempt (:meth:`
 
     .tmp-*                  half written or half removed
     .old-step-00000120/     whole; was being replaced by a later checkpoint of the same step
+
+One that was refused when an attempt began is kept for inspection (:meth:`CheckpointStore.set_aside`):
+
+    .refused-step-00000120/
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -34,10 +39,11 @@ from sensorlab.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 3  # 2: the manifest carries its own digest; 3: it says whether the checkpoint is permanent
+FORMAT_VERSION = 4  # raised whenever what a checkpoint holds, or means, changes
 _PREFIX = "step-"
 _GARBAGE = ".tmp-"
 _REPLACED = ".old-"
+_REFUSED = ".refused-"
 _MANIFEST = "MANIFEST.json"
 _STATE = "state.json"
 
@@ -123,8 +129,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     verify(path)
     try:
         tensors = {file.stem: load_file(file, device=str(device)) for file in sorted(path.glob("*.safetensors"))}
-    except SafetensorError as error:
-        raise CheckpointError(f"checkpoint {path}: a file is not safetensors ({error})") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {path}: a file cannot be read as safetensors ({error})") from error
     try:
         tree = json.loads((path / _STATE).read_text(encoding="utf-8"))
         return {name: _join(value, tensors) for name, value in tree.items()}
@@ -138,13 +144,25 @@ def read_info(path: Path) -> CheckpointInfo:
 
 
 def verify(path: Path) -> CheckpointInfo:
-    """Check that every file is there with its size and digest. Raises ``CheckpointError``."""
+    """Check that every file is there with its size and digest.
+
+    Raises:
+        CheckpointError: it is not so, or the disk does not let us know.
+    """
     manifest = _manifest(path)
+    try:
+        _check_files(path, manifest["files"])
+    except OSError as error:  # a directory in the place of a file, a bad sector, no permission, removed meanwhile
+        raise CheckpointError(f"checkpoint {path}: cannot be read ({error})") from error
+    return _info(path, manifest)
+
+
+def _check_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     found = {file.name for file in path.iterdir()} - {_MANIFEST}
-    if found != set(manifest["files"]):
-        odd = sorted(found ^ set(manifest["files"]))
+    if found != set(files):
+        odd = sorted(found ^ set(files))
         raise CheckpointError(f"checkpoint {path}: files missing or foreign: {', '.join(odd)}")
-    for name, expected in manifest["files"].items():
+    for name, expected in files.items():
         actual = _describe(path / name)
         if actual["bytes"] != expected["bytes"]:
             raise CheckpointError(
@@ -152,7 +170,6 @@ def verify(path: Path) -> CheckpointInfo:
             )
         if actual["sha256"] != expected["sha256"]:
             raise CheckpointError(f"checkpoint {path}: the content of {name} was altered (SHA-256 differs)")
-    return _info(path, manifest)
 
 
 def _info(path: Path, manifest: Mapping[str, Any]) -> CheckpointInfo:
@@ -259,6 +276,27 @@ class CheckpointStore:
         for garbage in [*self.root.glob(f"{_REPLACED}*"), *self.root.glob(f"{_GARBAGE}*")]:
             shutil.rmtree(garbage, ignore_errors=True)
 
+    def set_aside(self, newer_than: CheckpointInfo | None) -> None:
+        """Take away what :meth:`latest` refused: checkpoints of later steps than the one that training goes on from.
+
+        Their manifests may be whole, and would rank them before all that the attempt saves, so that retention would
+        remove what can be restored in favour of what cannot. They are kept for inspection, each under its name with
+        ``.refused-`` before it, and neither counted nor chosen again. For the process that writes.
+
+        Args:
+            newer_than: what ``latest`` returned; ``None``: no checkpoint is valid, all are set aside.
+        """
+        restored = -1 if newer_than is None else newer_than.step
+        for path in sorted(self.root.glob(f"{_PREFIX}*")):
+            number = path.name.removeprefix(_PREFIX)
+            if not number.isdigit() or int(number) <= restored:
+                continue
+            refused = path.with_name(f"{_REFUSED}{path.name}")
+            if refused.exists():  # of an earlier attempt
+                _remove(refused)
+            os.replace(path, refused)
+            logger.warning("checkpoint %s was refused and is kept as %s for inspection", path, refused.name)
+
     def save(
         self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float], permanent: bool = False
     ) -> Path:
@@ -294,22 +332,25 @@ class CheckpointStore:
             if not (self.root / path.name.removeprefix(_REPLACED)).exists()
         ]
         found = [*self.root.glob(f"{_PREFIX}*"), *replaced]
-        for path in sorted(found, key=lambda path: path.name.removeprefix(_REPLACED), reverse=True):
-            try:
-                return verify(path)
-            except CheckpointError as error:
-                logger.warning("refused: %s; trying the one before", error)
-        return None
+        return _first_valid(sorted(found, key=lambda path: path.name.removeprefix(_REPLACED), reverse=True))
 
     def best(self) -> CheckpointInfo | None:
-        """The checkpoint with the best value of the metric, or None if none has one."""
-        return _best(self.all(), self.best_metric, self.best_mode)
+        """The checkpoint with the best value of the metric among those that pass verification, or None.
+
+        Reads the whole checkpoint. Of equal ones the oldest is the best.
+        """
+        metric = self.best_metric
+        if metric is None:
+            return None
+        scored = [info for info in self.all() if not math.isnan(info.metrics.get(metric, math.nan))]
+        scored.sort(key=lambda info: info.metrics[metric], reverse=self.best_mode == "max")
+        return _first_valid(info.path for info in scored)
 
     def retain(self) -> None:
         """Remove what is not among the latest K, best or permanent; ``save`` does it, unless the process is killed."""
         infos = self.all()
         keep = {info.path for info in infos[-self.keep_latest :]} | {info.path for info in infos if info.permanent}
-        best = _best(infos, self.best_metric, self.best_mode)
+        best = self.best()
         if best is not None:
             keep.add(best.path)
         for info in infos:
@@ -317,10 +358,10 @@ class CheckpointStore:
                 _remove(info.path)
 
 
-def _best(infos: Iterable[CheckpointInfo], metric: str | None, mode: str) -> CheckpointInfo | None:
-    scored = [info for info in infos if metric is not None and info.metrics.get(metric) is not None]
-    scored = [info for info in scored if info.metrics[metric] == info.metrics[metric]]  # type: ignore[index]
-    if not scored:
-        return None
-    pick = max if mode == "max" else min
-    return pick(scored, key=lambda info: info.metrics[metric])  # type: ignore[index]
+def _first_valid(paths: Iterable[Path]) -> CheckpointInfo | None:
+    for path in paths:
+        try:
+            return verify(path)
+        except CheckpointError as error:
+            logger.warning("refused: %s; trying the next one", error)
+    return None

@@ -48,6 +48,16 @@ def _replace(file, old, new):
     file.write_bytes(file.read_bytes().replace(old, new))
 
 
+def _by_a_directory(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.mkdir()
+
+
+def _by_a_link_to_itself(file):
+    file.unlink()
+    file.symlink_to(file)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -59,6 +69,10 @@ def _replace(file, old, new):
         (lambda p: (p / "MANIFEST.json").write_text("{"), "not a manifest"),
         (lambda p: (p / "MANIFEST.json").write_text(json.dumps({"format": 99})), "format 99"),
         (lambda p: _replace(p / "MANIFEST.json", b"0.5", b"0.9"), "MANIFEST.json was altered"),
+        (lambda p: _by_a_directory(p / "model.safetensors"), "cannot be read.*Is a directory"),
+        (lambda p: _by_a_directory(p / "MANIFEST.json"), "no readable MANIFEST"),
+        (_by_a_directory, "no readable MANIFEST"),
+        (lambda p: _by_a_link_to_itself(p / "state.json"), "cannot be read"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_name(saved, damage, message):
@@ -201,3 +215,75 @@ def test_a_reader_finds_what_the_next_attempt_will_find(tmp_path):
     again = store.latest()
     assert again is not None
     assert (again.step, again.path.name) == (2, "step-00000002")
+
+
+def _flip_a_bit(path):
+    file = path / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def _steps(store):
+    return [info.step for info in store.all()]
+
+
+def _damaged_store(root, steps, damaged, **settings):
+    """Checkpoints whose metric is their step; one bit of each damaged one is flipped."""
+    store = CheckpointStore(root, keep_latest=len(steps), **settings)
+    for step in steps:
+        path = store.save({"model": {"w": torch.tensor(float(step))}}, step=step, metrics={"val/iou": float(step)})
+        if step in damaged:
+            _flip_a_bit(path)
+    return store
+
+
+def test_what_was_refused_does_not_crowd_out_what_can_be_restored(tmp_path, caplog):
+    """Damaged checkpoints of later steps outrank by number what the next attempt saves."""
+    _damaged_store(tmp_path, [5, 10, 15], {10, 15})
+    store = CheckpointStore(tmp_path, keep_latest=2)
+    store.recover()
+    found = store.latest()
+    assert found.step == 5
+    store.set_aside(newer_than=found)
+    assert "step-00000010 was refused and is kept as .refused-step-00000010" in caplog.text
+    for step in (6, 8):
+        store.save({"model": {"w": torch.tensor(1.0)}}, step=step, metrics={})
+    assert _steps(store) == [6, 8]
+    assert store.latest().step == 8
+    store.recover()
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [".refused-step-00000010", ".refused-step-00000015"]
+
+
+def test_a_step_can_be_refused_again(tmp_path):
+    for value in (1.0, 2.0):
+        store = _damaged_store(tmp_path, [10], {10})
+        store.set_aside(newer_than=store.latest())
+        assert (_steps(store), value) == ([], value)
+    assert [path.name for path in tmp_path.iterdir()] == [".refused-step-00000010"]
+
+
+def test_what_is_no_checkpoint_of_the_store_is_left_alone(saved, tmp_path):
+    copy = tmp_path / "step-00000009-backup"
+    shutil.copytree(saved, copy)
+    store = CheckpointStore(tmp_path)
+    store.set_aside(newer_than=store.latest())
+    assert sorted(tmp_path.iterdir()) == [saved, copy]
+
+
+@pytest.mark.parametrize(
+    ("mode", "damaged", "best"), [("max", {4, 3}, 2), ("min", {1}, 2), ("max", {1, 2, 3, 4}, None)]
+)
+def test_the_best_one_is_never_a_damaged_one(tmp_path, caplog, mode, damaged, best):
+    store = _damaged_store(tmp_path, [1, 2, 3, 4], damaged, best_metric="val/iou", best_mode=mode)
+    found = store.best()
+    assert (found and found.step) == best
+    assert caplog.text.count("refused: checkpoint") >= len(damaged)
+
+
+def test_retention_keeps_the_best_one_that_can_be_restored(tmp_path):
+    _damaged_store(tmp_path, [1, 2, 3, 4], {2}, best_metric="val/iou", best_mode="min")
+    _flip_a_bit(tmp_path / "step-00000001")
+    store = CheckpointStore(tmp_path, keep_latest=1, best_metric="val/iou", best_mode="min")
+    store.retain()
+    assert _steps(store) == [3, 4]
