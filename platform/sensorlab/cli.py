@@ -15,6 +15,7 @@ def build_parser() -> argparse.ArgumentParser:
     from sensorlab.bench import commands as bench
     from sensorlab.data import commands as data
     from sensorlab.engine import commands as engine
+    from sensorlab.replay import commands as replay
     from sensorlab.report import commands as report
     from sensorlab.runs import commands as runs
     from sensorlab.selftest import commands as selftest
@@ -24,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     data.register(subparsers)
     runs.register(subparsers)
+    replay.register(subparsers)
     report.register(subparsers)
     engine.register(subparsers)
     bench.register(subparsers)

@@ -208,7 +208,10 @@ def _recording(spec: RunSpec) -> list[Callback]:
 
     recorder = RunRecorder(target.uri, target.run_id, Path(spec.run_dir) / "recording")
     code_root = Path(target.code_root) if target.code_root else None
-    return [Tracking(recorder, params=target.params, log_scaled=target.log_scaled, code_root=code_root)]
+    dataset = Path(spec.dataset) if spec.dataset else None
+    return [
+        Tracking(recorder, params=target.params, log_scaled=target.log_scaled, code_root=code_root, dataset=dataset)
+    ]
 
 
 def _workers(spec: RunSpec, gpus: float) -> WorkerGroup:

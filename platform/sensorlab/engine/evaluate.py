@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from sensorlab.config import digest
 from sensorlab.data.stream import SampleStream
+from sensorlab.engine.meters import read_scalars
 from sensorlab.engine.step import autocast, to_device
 from sensorlab.engine.training import Training
+from sensorlab.errors import UserError
 from sensorlab.metrics.base import Metric
 from sensorlab.tasks.base import Batch, Outputs
 
@@ -43,13 +45,33 @@ def evaluate(
         for name, value in (item for one in losses for item in one.items()):
             sums[name] = sums.get(name, 0.0) + value
         if training.workers.is_main and len(panels) < num_panels:
-            few = num_panels - len(panels)
-            panels += task.panels(_first(outputs, few), _first(batch, few))
+            panels += _panels(training, outputs, batch, num_panels - len(panels))
         for callback in training.callbacks:
             callback.on_eval_batch(training, index + 1, total)
+    if total < stream.batches_per_epoch:
+        stream.close()  # what it reads ahead is not wanted
     if was_training:
         training.train_mode()
-    return _reported(training, metrics, sums, count), panels
+    reported = _reported(training, metrics, sums, count)
+    check_objective(training, reported)
+    return reported, panels
+
+
+def check_objective(training: Training, reported: Collection[str] = ()) -> None:
+    """A misspelt objective must not cost an epoch.
+
+    Args:
+        reported: names of an evaluation. Without them only those of the metrics are known, and of the total loss; a
+            loss term may be the objective too, so its check waits for the dry run.
+
+    Raises:
+        UserError: lists what there is.
+    """
+    objective = training.config.eval.metric
+    metrics = [f"val/{key}" for metric in training.task.metrics().values() for key in metric.compute()]
+    known = {*metrics, "val/loss", *reported}
+    if objective not in known and (reported or not objective.startswith("val/")):
+        raise UserError(f"eval.metric={objective} is not reported; the task reports {', '.join(sorted(known))}")
 
 
 def evaluated_batches(training: Training, stream: SampleStream) -> int:
@@ -64,21 +86,28 @@ def evaluate_batch(
 ) -> tuple[Batch, Outputs, list[dict[str, float]]]:
     """Update ``metrics`` with one batch; returns it on the device, the outputs, and the losses of each real sample."""
     task = training.task
+    is_filler = batch["is_filler"].tolist()  # before the copy: reading it from a GPU would wait
     batch = to_device(batch, training.workers.device)
-    losses = []
+    losses: list[dict[str, Tensor]] = []
     with autocast(training):
         outputs = task.forward(model, batch)
-        for one_outputs, one_batch in task.split_samples(outputs, batch):
-            if not one_batch["is_filler"].item():
-                terms, extras = task.losses(model, one_outputs, one_batch)
-                losses.append({name: float(value) for name, value in _with_total(terms, extras).items()})
+        for filler, (one_outputs, one_batch) in zip(is_filler, task.split_samples(outputs, batch), strict=True):
+            if not filler:
+                losses.append(_with_total(*task.losses(model, one_outputs, one_batch)))
     for metric in metrics.values():
         metric.update(outputs, batch)
-    return batch, outputs, losses
+    values = iter(read_scalars([value for one in losses for value in one.values()]))
+    return batch, outputs, [{name: next(values) for name in one} for one in losses]
 
 
-def _first(arrays: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    return {name: value[:count] for name, value in arrays.items()}
+def _panels(training: Training, outputs: Outputs, batch: Batch, count: int) -> list[tuple[str, np.ndarray]]:
+    """Pictures of the first ``count`` samples that are no fillers; one by one, as arrays may be ragged."""
+    task = training.task
+    panels: list[tuple[str, np.ndarray]] = []
+    for one_outputs, one_batch in task.split_samples(outputs, batch):
+        if len(panels) < count and not one_batch["is_filler"].item():
+            panels += task.panels(one_outputs, one_batch)
+    return panels
 
 
 def _with_total(terms: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> dict[str, Tensor]:

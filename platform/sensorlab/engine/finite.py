@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from sensorlab.experiment import TrainConfig
 
 if TYPE_CHECKING:
     from sensorlab.engine.training import Cursor
+
+logger = logging.getLogger(__name__)
 
 LAG = 2  # steps after which a deferred check is read; the same on every worker, so that all stop at the same step
 
@@ -47,10 +50,12 @@ class FiniteCheck:
         self, config: TrainConfig, model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler
     ) -> None:
         self.skipped = 0  # updates skipped because a gradient was not finite, in all attempts
+        self.overflows = 0  # those of them that the scaler of fp16 answers for; they do not count above
         self._config = config
         self._model = model
         self._optimizer = optimizer
         self._scaler = scaler
+        self._may_skip = config.nonfinite == "skip" or scaler.is_enabled()
         on_gpu = any(parameter.is_cuda for parameter in model.parameters())
         self._is_deferred = on_gpu and config.nonfinite == "stop" and not scaler.is_enabled()
         self._pending: deque[_Pending] = deque()
@@ -58,7 +63,7 @@ class FiniteCheck:
 
     def begin_step(self) -> None:
         """Note what a skipped step must put back: running statistics."""
-        if self._config.nonfinite == "skip":
+        if self._may_skip:
             self._buffers = [buffer.clone() for buffer in self._model.buffers()]
 
     def allows_update(self, norm: Tensor, losses: Mapping[str, Tensor], cursor: Cursor) -> bool:
@@ -81,9 +86,11 @@ class FiniteCheck:
             is_finite = math.isfinite(norm.item())
         if is_finite:
             return True
-        for buffer, before in zip(self._model.buffers(), self._buffers, strict=False):
-            buffer.copy_(before)
+        if self._may_skip:
+            for buffer, before in zip(self._model.buffers(), self._buffers, strict=True):
+                buffer.copy_(before)
         if self._scaler.is_enabled() and self._scaler.get_scale() >= 1.0:
+            self.overflows += 1
             return False
         self.skipped += 1
         message = _describe(_where(cursor), tuple(losses), [norm, *losses.values()])
@@ -94,7 +101,18 @@ class FiniteCheck:
                 f"more than train.nonfinite_budget={self._config.nonfinite_budget} steps were not finite; "
                 f"last at {message}"
             )
+        logger.warning("a step was skipped, it was not finite: %s", message)
         return False
+
+    def metrics(self) -> dict[str, float]:
+        """What was skipped so far, where steps may be skipped."""
+        return {"perf/skipped_steps": float(self.skipped + self.overflows)} if self._may_skip else {}
+
+    def state_dict(self) -> dict[str, int]:
+        return {"skipped": self.skipped, "overflows": self.overflows}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.skipped, self.overflows = state["skipped"], state["overflows"]
 
     def settle(self) -> None:
         """Read all deferred checks. Raises ``FloatingPointError`` as above."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from sensorlab.data.stream import SampleStream
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.duration import Every, Progress
-from sensorlab.engine.evaluate import evaluate, evaluated_batches
+from sensorlab.engine.evaluate import check_objective, evaluate, evaluated_batches
 from sensorlab.engine.rehearsal import rehearse
 from sensorlab.engine.step import train_step
 from sensorlab.engine.training import Training
@@ -72,10 +71,8 @@ def fit(
         provenance=provenance,
     )
     try:
-        with training.clock.span("restart"):
-            if val_stream is not None:
-                _check_objective(training)
-            _start(training, train_stream, resume)
+        _start(training, train_stream, val_stream, resume)
+        training.clock.enter("other")
         while not training.finished:
             _train_epoch(training, train_stream, val_stream)
             _finish_epoch(training, train_stream, val_stream)
@@ -118,16 +115,10 @@ def tell_error(training: Training, error: BaseException) -> None:
             logger.exception("%s.on_error failed", type(callback).__name__)
 
 
-def _check_objective(training: Training) -> None:
-    """A misspelt objective must not cost an epoch."""
-    names = [f"val/{key}" for metric in training.task.metrics().values() for key in metric.compute()]
-    if training.config.eval.metric not in {*names, "val/loss"}:
-        raise UserError(
-            f"eval.metric={training.config.eval.metric} is not reported; the task reports {', '.join(names)}, val/loss"
-        )
-
-
-def _start(training: Training, train_stream: SampleStream, resume: bool) -> None:
+def _start(training: Training, train_stream: SampleStream, val_stream: SampleStream | None, resume: bool) -> None:
+    """Restore the latest checkpoint, or begin a new run."""
+    if val_stream is not None:
+        check_objective(training)
     try:
         training.run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -151,7 +142,7 @@ def _start(training: Training, train_stream: SampleStream, resume: bool) -> None
 
 def _train_epoch(training: Training, train_stream: SampleStream, val_stream: SampleStream | None) -> None:
     """The rest of the current epoch, from the cursor on."""
-    config, cursor = training.config, training.cursor
+    config, cursor, clock = training.config, training.cursor, training.clock
     training.enter_epoch()
     _begin_phase(training, "train", training.batches_per_epoch)
     batches: Iterator[Batch] | None = None
@@ -159,26 +150,27 @@ def _train_epoch(training: Training, train_stream: SampleStream, val_stream: Sam
         if batches is None:
             batches = train_stream.batches(cursor.epoch, cursor.batch, training.order_scores)
             if not training.is_rehearsed:
-                batches = rehearse(training, batches, val_stream)
+                with training.clock.span("restart"):
+                    batches = rehearse(training, batches, val_stream)
         passes = training.accumulation.passes_from(cursor.epoch, cursor.batch)
         if passes == 0:  # the batches that are left make no step: read past them, so that the stream stays in order
-            for _ in batches:
-                pass
-            cursor.batch = training.batches_per_epoch
+            with training.clock.span("data_wait"):
+                for _ in batches:
+                    pass
             break
         before = training.progress
+        clock.enter("step")
         record = train_step(training, batches, passes)
+        clock.move(record.data_wait_s, "step", "data_wait")
+        clock.enter("callback")
         training.meter.update(record)
-        training.clock.totals["step"] += record.step_s
-        training.clock.totals["data_wait"] += record.data_wait_s
-        started = time.perf_counter()
         for callback in training.step_callbacks:
             callback.on_step_end(training, record)
-        training.clock.totals["callback"] += time.perf_counter() - started
+        clock.enter("other")
         after = training.progress
         if config.train.log_every.passed(before, after):
             _publish_interval(training)
-        improved = _due(config.eval.every, before, after) and _evaluate(training, val_stream)
+        improved = _due(config.eval.every, before, after) and _evaluate(training, val_stream, scheduled=True)
         # The last step is saved when all that belongs to the end is done: a resumed run finds nothing more to do.
         if not training.finished and (improved or _due(config.checkpoint.every, before, after)):
             _checkpoint(training)
@@ -198,14 +190,17 @@ def _finish_epoch(training: Training, train_stream: SampleStream, val_stream: Sa
         cursor.epoch, cursor.batch = cursor.epoch + 1, 0
     after, last = training.progress, training.finished
     _publish_interval(training)
-    improved = (last or _due(config.eval.every, before, after)) and _evaluate(training, val_stream)
+    scheduled = _due(config.eval.every, before, after)
+    improved = (last or scheduled) and _evaluate(training, val_stream, scheduled)
     _list_corrupt_samples(training, [stream for stream in (train_stream, val_stream) if stream])
-    publish(training, training.clock.metrics())
+    training.publish(training.clock.metrics())
     if last or improved or _due(config.checkpoint.every, before, after):
         _checkpoint(training)
-    for callback in training.callbacks:
-        callback.on_epoch_end(training, training.metrics)
+    with training.clock.span("callback"):
+        for callback in training.callbacks:
+            callback.on_epoch_end(training, training.metrics)
     if training.finished and not last:  # a callback has asked for the end
+        _evaluate(training, val_stream, scheduled=False)
         _checkpoint(training)
 
 
@@ -222,7 +217,7 @@ def _list_corrupt_samples(training: Training, streams: Sequence[SampleStream]) -
             stream.note_corrupt(part)
     found = {sample.message for stream in streams for sample in stream.corrupt_samples}
     training.corrupt_samples = sorted(found.union(training.corrupt_samples))
-    publish(training, {"perf/corrupt_samples": float(len(training.corrupt_samples))})
+    training.publish({"perf/corrupt_samples": float(len(training.corrupt_samples))})
     if training.workers.is_main:
         listing = "".join(f"{message}\n" for message in training.corrupt_samples)
         (training.run_dir / "corrupt_samples.txt").write_text(listing, encoding="utf-8")
@@ -230,31 +225,27 @@ def _list_corrupt_samples(training: Training, streams: Sequence[SampleStream]) -
 
 def _begin_phase(training: Training, phase: str, total: int) -> None:
     training.phase = phase
-    for callback in training.callbacks:
-        callback.on_phase(training, phase, total)
-
-
-def publish(training: Training, metrics: Mapping[str, float]) -> None:
-    """Hand reduced numbers to the callbacks."""
-    if not metrics:
-        return
-    training.metrics.update(metrics)
     with training.clock.span("callback"):
         for callback in training.callbacks:
-            callback.on_metrics(training, metrics, training.cursor.step)
+            callback.on_phase(training, phase, total)
 
 
 def _publish_interval(training: Training) -> None:
     """Losses, rates and use of the machine since the last report, with the epoch as a fraction."""
-    training.finite.settle()
-    metrics = training.meter.reduce(training.workers, training.timer)
+    with training.clock.span("step"):  # on a GPU, the wait for the steps that are still at work
+        training.finite.settle()
+        metrics = training.meter.reduce(training.workers, training.timer)
     if metrics:
         epoch = training.cursor.epoch + training.cursor.batch / training.batches_per_epoch
-        publish(training, {**metrics, "train/epoch": epoch, **training.system.metrics()})
+        training.publish({**metrics, "train/epoch": epoch, **training.system.metrics(), **training.finite.metrics()})
 
 
-def _evaluate(training: Training, stream: SampleStream | None) -> bool:
-    """Evaluate once per step; ``True`` if the model is the best so far, which a checkpoint must then hold."""
+def _evaluate(training: Training, stream: SampleStream | None, scheduled: bool) -> bool:
+    """Evaluate once per step; ``True`` if the model is the best so far, which a checkpoint must then hold.
+
+    Only a ``scheduled`` evaluation, due by ``eval.every``, moves the scores that later epochs are ordered by: the one
+    after the last step would otherwise make an extended run another one than a run that was planned as long.
+    """
     before, now, config = training.evaluated, training.progress, training.config.eval
     if stream is None or before.steps == now.steps:
         return False
@@ -262,9 +253,12 @@ def _evaluate(training: Training, stream: SampleStream | None) -> bool:
     num_panels = config.panels if config.panels_every is None or config.panels_every.passed(before, now) else 0
     training.finite.settle()
     with training.clock.span("evaluation"):
+        scores = training.class_scores
         metrics, panels = evaluate(training, stream, num_panels)
     training.evaluated = now
-    publish(training, metrics)
+    if not scheduled:
+        training.class_scores = scores
+    training.publish(metrics)
     if panels and training.workers.is_main:
         with training.clock.span("callback"):
             for callback in training.callbacks:

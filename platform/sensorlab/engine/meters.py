@@ -17,8 +17,10 @@ from sensorlab.engine.workers import WorkerGroup
 
 # Kinds of wall time; goodput is step / all of them.
 #   step        forward, backward and update: the useful time
+#   restart     model, checkpoint, compilation and dry run of each attempt
 #   lost        from the checkpoint that an attempt goes on from to its start: work that was lost, and the pause
-SPANS = ("step", "data_wait", "evaluation", "checkpoint", "callback", "restart", "lost")
+#   other       the loop itself
+SPANS = ("step", "data_wait", "evaluation", "checkpoint", "callback", "restart", "lost", "other")
 
 
 class SystemMeter:
@@ -60,39 +62,58 @@ class StepRecord:
 
 def read_scalars(tensors: Sequence[Tensor]) -> list[float]:
     """The numbers in 0-d tensors of one device, with a single transfer from a GPU."""
+    if not tensors:
+        return []
     if tensors[0].device.type == "cpu":
         return [tensor.item() for tensor in tensors]  # stacking them takes several times as long
     return torch.stack([tensor.detach() for tensor in tensors]).double().tolist()
 
 
 class WallClock:
-    """Accounts every second of a run to one of ``SPANS``; survives restarts through its state."""
+    """Accounts every second of a run to one of ``SPANS``, from its making on; survives restarts through its state."""
 
     def __init__(self) -> None:
         self.totals = dict.fromkeys(SPANS, 0.0)
+        self._kind = "restart"
+        self._since = time.perf_counter()
+
+    def enter(self, kind: str) -> str:
+        """What follows is of ``kind``; returns what it was until now."""
+        now = time.perf_counter()
+        self.totals[self._kind] += now - self._since
+        before, self._kind, self._since = self._kind, kind, now
+        return before
 
     @contextmanager
     def span(self, kind: str) -> Iterator[None]:
-        start = time.perf_counter()
+        """The block is of ``kind``; a block inside of another takes its time away from it."""
+        before = self.enter(kind)
         try:
             yield
         finally:
-            self.totals[kind] += time.perf_counter() - start
+            self.enter(before)
+
+    def move(self, seconds: float, source: str, target: str) -> None:
+        """A part of what was accounted to ``source`` was ``target``."""
+        self.totals[source] -= seconds
+        self.totals[target] += seconds
 
     def state_dict(self) -> dict[str, Any]:
+        self.enter(self._kind)
         return {"totals": dict(self.totals), "time": time.time()}
 
     def load_state_dict(self, state: Mapping[str, Any], is_over: bool) -> None:
         """Go on counting; what passed since the checkpoint is lost, unless the training was over."""
-        self.totals.update(state["totals"])
+        for kind, seconds in state["totals"].items():
+            self.totals[kind] += seconds
         if not is_over:
-            self.totals["lost"] += max(0.0, time.time() - state["time"])
+            this_attempt = time.perf_counter() - self._since + self.totals["restart"] - state["totals"]["restart"]
+            self.totals["lost"] += max(0.0, time.time() - state["time"] - this_attempt)
 
     def metrics(self) -> dict[str, float]:
         """``perf/goodput`` and the share of each kind of time, in [0, 1]."""
+        self.enter(self._kind)
         total = sum(self.totals.values())
-        if total == 0.0:
-            return {}
         shares = {f"perf/share_{kind}": seconds / total for kind, seconds in self.totals.items() if kind != "step"}
         return {"perf/goodput": self.totals["step"] / total, **shares}
 

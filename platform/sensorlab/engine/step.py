@@ -32,34 +32,11 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
     """
     config, cursor, device, timer = training.config, training.cursor, training.workers.device, training.timer
     started = time.perf_counter()
-    data_wait = 0.0
     seed_step(device, config.seed, "step", cursor.step, training.workers.rank)
     step_rates = rates(config.schedule, config.warmup, training.schedule_point(num_passes), config.optim.momentum)
     set_rates(training.optimizer, config.optim.lr, step_rates)
-    pass_weight = 1.0 if config.train.accumulate.reduction == "sum" else 1.0 / num_passes
     training.finite.begin_step()
-    losses: dict[str, Tensor] = {}
-    extras: dict[str, Tensor] = {}
-
-    for index in range(num_passes):
-        asked = time.perf_counter()
-        batch = next(batches)
-        data_wait += time.perf_counter() - asked
-        timer.start()
-        batch = resized(training, to_device(batch, device))
-        for callback in training.batch_callbacks:
-            callback.on_batch(training, batch)
-        timer.mark("copy")
-        with _gradient_sync(training.network, index == num_passes - 1), autocast(training):
-            _, terms, details = training.network(batch)
-            loss = functools.reduce(operator.add, terms.values())
-        timer.mark("forward")
-        training.scaler.scale(loss if pass_weight == 1.0 else loss * pass_weight).backward()
-        timer.mark("backward")
-        _accumulate(losses, terms | {"loss": loss}, 1.0 / num_passes)
-        _accumulate(extras, details, 1.0 / num_passes)
-        cursor.batch += 1
-
+    losses, extras, data_wait = _forward_backward(training, batches, num_passes)
     training.scaler.unscale_(training.optimizer)
     norm = gradient_norm(training.parameters)
     updated = training.finite.allows_update(norm, losses, cursor)
@@ -88,6 +65,38 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
         step_s=time.perf_counter() - started - data_wait,
         updated=updated,
     )
+
+
+def _forward_backward(
+    training: Training, batches: Iterator[Batch], num_passes: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
+    """Add up the gradients of ``num_passes`` batches; returns the means of loss terms and extras, and the wait."""
+    cursor, timer = training.cursor, training.timer
+    pass_weight = 1.0 if training.config.train.accumulate.reduction == "sum" else 1.0 / num_passes
+    losses: dict[str, Tensor] = {}
+    extras: dict[str, Tensor] = {}
+    data_wait = 0.0
+    for index in range(num_passes):
+        asked = time.perf_counter()
+        batch = next(batches)
+        data_wait += time.perf_counter() - asked
+        timer.start()
+        batch = to_device(batch, training.workers.device)
+        timer.mark("copy")
+        batch = resized(training, batch)
+        for callback in training.batch_callbacks:
+            callback.on_batch(training, batch)
+        timer.mark("prepare")
+        with _gradient_sync(training.network, index == num_passes - 1), autocast(training):
+            _, terms, details = training.network(batch)
+            loss = functools.reduce(operator.add, terms.values())
+        timer.mark("forward")
+        training.scaler.scale(loss if pass_weight == 1.0 else loss * pass_weight).backward()
+        timer.mark("backward")
+        _accumulate(losses, terms | {"loss": loss}, 1.0 / num_passes)
+        _accumulate(extras, details, 1.0 / num_passes)
+        cursor.batch += 1
+    return losses, extras, data_wait
 
 
 def autocast(training: Training) -> AbstractContextManager:

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-PARTS = ("copy", "forward", "backward", "optimizer")
+PARTS = ("copy", "prepare", "forward", "backward", "optimizer")  # prepare: resizing, and callbacks on the batch
 
 
 class StepTimer:

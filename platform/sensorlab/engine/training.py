@@ -103,33 +103,41 @@ class Training:
         self.corrupt_samples: list[str] = []  # messages of the samples that were skipped, of all workers and attempts
         self.metrics: dict[str, float] = {}  # latest value of every reported name
         self.protocols: dict[str, dict[str, Any]] = {}  # reported name -> all that defines the number
+        self.step_callbacks = [each for each in self.callbacks if type(each).on_step_end is not Callback.on_step_end]
+        self.batch_callbacks = [each for each in self.callbacks if type(each).on_batch is not Callback.on_batch]
         self.store = CheckpointStore(
             run_dir / "checkpoints",
             keep_latest=config.checkpoint.keep_latest,
             best_metric=config.eval.metric,
             best_mode=config.eval.mode,
         )
+        self._build_model()
+        self._plan(train_stream.batches_per_epoch)
 
+    def _build_model(self) -> None:
+        """Model, optimiser, scaler, average, and the network as the step calls it."""
+        config, workers = self.config, self.workers
         torch.manual_seed(step_seed(config.seed, "weights"))
-        self.model = task.build_model().to(workers.device)
+        self.model = self.task.build_model().to(workers.device)
         if config.train.sync_batchnorm:
             self.model = convert_sync_batchnorm(self.model)
         if config.train.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.freezing = Freezing(self.model, config.train.freeze)
         samples_per_step = config.data.global_batch * config.train.accumulate.passes_of(config.data.global_batch)
-        self.step_callbacks = [each for each in self.callbacks if type(each).on_step_end is not Callback.on_step_end]
-        self.batch_callbacks = [each for each in self.callbacks if type(each).on_batch is not Callback.on_batch]
         self.optimizer = build_optimizer(self.model, config.optim, samples_per_step)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.scaler = torch.amp.GradScaler(workers.device.type, enabled=config.train.precision == "fp16")
         self.finite = FiniteCheck(config.train, self.model, self.optimizer, self.scaler)
         self.ema = ExponentialAverage(self.model, config.train.ema) if config.train.ema else None
-        self.objective = TaskModule(task, self.model)
+        self.objective = TaskModule(self.task, self.model)
         self._wrap()
         self.is_rehearsed = False  # by this attempt
 
-        self.batches_per_epoch = train_stream.batches_per_epoch
+    def _plan(self, batches_per_epoch: int) -> None:
+        """Where optimiser steps, epochs and the training end."""
+        config = self.config
+        self.batches_per_epoch = batches_per_epoch
         if self.batches_per_epoch == 0:
             raise UserError(
                 f"the training split is smaller than data.global_batch={config.data.global_batch}: no batch is "
@@ -147,7 +155,7 @@ class Training:
     def schedule_point(self, num_passes: int) -> SchedulePoint:
         """Where the schedule is read for the optimiser step that begins at the cursor: at the last of its passes."""
         cursor, budget = self.cursor, self.budget
-        batch = cursor.epoch * self.batches_per_epoch + cursor.batch + num_passes - 1
+        batch = self.batches_done + num_passes - 1
         return SchedulePoint(
             min(cursor.step, budget.schedule_steps - 1),
             min(batch, budget.schedule_epochs * self.batches_per_epoch - 1),
@@ -169,9 +177,12 @@ class Training:
 
     @property
     def progress(self) -> Progress:
-        cursor = self.cursor
-        batches = cursor.epoch * self.batches_per_epoch + cursor.batch
-        return Progress(cursor.epoch, cursor.step, batches * self.config.data.global_batch)
+        return Progress(self.cursor.epoch, self.cursor.step, self.batches_done * self.config.data.global_batch)
+
+    @property
+    def batches_done(self) -> int:
+        """Global batches read in all."""
+        return self.cursor.epoch * self.batches_per_epoch + self.cursor.batch
 
     @property
     def finished(self) -> bool:
@@ -222,6 +233,15 @@ class Training:
                 "data.sampling orders samples by the score of each class, and the task reports no such scores: choose "
                 "another order"
             )
+
+    def publish(self, metrics: Mapping[str, float]) -> None:
+        """Hand reduced numbers to the callbacks."""
+        if not metrics:
+            return
+        self.metrics.update(metrics)
+        with self.clock.span("callback"):
+            for callback in self.callbacks:
+                callback.on_metrics(self, metrics, self.cursor.step)
 
     def request_stop(self, reason: str) -> None:
         """End training after the current step, or epoch, with its evaluation and a checkpoint.
@@ -276,7 +296,7 @@ class Training:
             },
             "meters": self.workers.gather(self.meter.state_dict()),
             "clock": self.clock.state_dict(),
-            "skipped_steps": self.finite.skipped,
+            "finite": self.finite.state_dict(),
             "evaluated": tuple(self.evaluated),
             "stop_reason": self.stop_reason,
             "class_scores": dict(self.class_scores),
@@ -327,7 +347,7 @@ class Training:
         self.saved = self.progress
         self.stop_reason = early_stop_of(state, self.config.train.extend)
         self.clock.load_state_dict(state["clock"], is_over=self.finished)
-        self.finite.skipped = state["skipped_steps"]
+        self.finite.load_state_dict(state["finite"])
         self.evaluated = Progress(*state["evaluated"])
         self.class_scores, self.order_scores = state["class_scores"], state["order_scores"]
         self.best_objective = state["best_objective"]

@@ -8,11 +8,14 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sensorlab.config import digest
 from sensorlab.data.stream import SampleStream
+from sensorlab.engine.accumulate import AccumulateConfig
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.checkpoint import CheckpointError, load
 from sensorlab.engine.evaluate import evaluate, evaluated_batches
-from sensorlab.engine.fit import publish, tell_error
+from sensorlab.engine.fit import tell_error
+from sensorlab.engine.optim import OptimConfig
 from sensorlab.engine.training import Cursor, Training
 from sensorlab.engine.workers import WorkerGroup
 from sensorlab.errors import UserError
@@ -79,6 +82,15 @@ def load_exactly(training: Training, weights: Weights) -> None:
     model.load_state_dict(dict(weights.tensors))
 
 
+def _without_steps(config: ExperimentConfig) -> ExperimentConfig:
+    """``config`` for a training that makes no step: nothing that must fit to the training split or to what is trained.
+
+    The model and all that an evaluation depends on stay: the precision, the memory format, the average of the weights.
+    """
+    train = config.train.model_copy(update={"accumulate": AccumulateConfig(), "freeze": (), "multi_scale": None})
+    return config.model_copy(update={"train": train, "optim": OptimConfig(name="sgd"), "warmup": None})
+
+
 def validate(
     config: ExperimentConfig,
     task: BaseTask,
@@ -103,7 +115,7 @@ def validate(
     """
     workers = workers or WorkerGroup.current()
     training = Training(
-        config,
+        _without_steps(config),
         task,
         val_stream,  # stands in for the training stream, of which nothing is asked
         run_dir=run_dir,
@@ -111,6 +123,7 @@ def validate(
         callbacks=callbacks,
         provenance={**(provenance or {}), "weights": weights.origin},
     )
+    training.config, training.config_digest = config, digest(config)  # what is reported is the experiment's own
     training.cursor = weights.cursor
     try:
         load_exactly(training, weights)
@@ -121,7 +134,7 @@ def validate(
             callback.on_phase(training, "val", evaluated_batches(training, val_stream))
         with training.clock.span("evaluation"):
             metrics, panels = evaluate(training, val_stream, config.eval.panels)
-        publish(training, metrics)
+        training.publish(metrics)
         for callback in training.callbacks if panels and workers.is_main else []:
             callback.on_panels(training, panels, training.cursor.step)
     except BaseException as error:

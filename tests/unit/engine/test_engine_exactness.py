@@ -47,8 +47,8 @@ def test_everything_is_on(straight):
     state, log = final_state(straight)
     assert state["cursor"] == {"epoch": 3, "batch": 0, "sample": 0, "step": STEPS}
     assert "not improved" in state["stop_reason"]
-    assert 1 <= state["skipped_steps"] < STEPS / 2
-    assert state["ema"]["updates"] == STEPS - state["skipped_steps"]
+    assert 1 <= state["finite"]["skipped"] < STEPS / 2
+    assert state["ema"]["updates"] == STEPS - state["finite"]["skipped"]
     assert [line["step"] for line in log if "train/loss" in line] == [3, 6, 9, 10, 12, 14]
     assert [line["step"] for line in log if "val/loss" in line] == [4, 6, 8, 10, 12, 14]
     norms = [line["train/grad_norm"] for line in log if "train/loss" in line]

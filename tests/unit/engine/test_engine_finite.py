@@ -1,15 +1,20 @@
 """The check before an update, read at once and read later."""
 
 import copy
+import json
+import math
 
 import pytest
 import torch
 from torch import nn
 
+from sensorlab.engine.callbacks.json_log import JsonLog
 from sensorlab.engine.finite import LAG, FiniteCheck
+from sensorlab.engine.fit import fit
 from sensorlab.engine.optim import OptimConfig, build_optimizer, gradient_norm
 from sensorlab.engine.training import Cursor
-from sensorlab.experiment import TrainConfig
+from sensorlab.experiment import EvalConfig, TrainConfig
+from toy import ToyConfig, ToyStream, ToyTask, toy_experiment
 
 
 class Steps:
@@ -96,3 +101,18 @@ def test_with_fp16_what_stays_not_finite_is_no_overflow():
     steps.scaler.update(0.5)
     with pytest.raises(FloatingPointError, match="the weights were not updated"):
         steps(poisoned=True)
+
+
+def test_a_skipped_fp16_step_puts_running_statistics_back(tmp_path):
+    task = ToyTask(ToyConfig(poison_input=3))
+    config = toy_experiment(
+        task=task.config,
+        train=TrainConfig(duration="2 epochs", precision="fp16"),
+        eval=EvalConfig(metric="val/mse", mode="min"),
+    )
+    train, val = ToyStream(12, 4, task), ToyStream(3, 3, task, training=False)
+    result = fit(config, task, train, val, run_dir=tmp_path, callbacks=[JsonLog()])
+    assert result.metrics["perf/skipped_steps"] >= 2.0  # once per epoch, and where the first scale is too high
+    assert math.isfinite(result.metrics["val/mse"])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(line["train/loss"]) for line in lines if "train/loss" in line)

@@ -68,7 +68,7 @@ def test_an_overflow_of_fp16_skips_the_step_and_halves_the_scale(dataset, tmp_pa
     assert changes == [True, True, True, False, True]
     assert state["ema"]["updates"] == 5
     assert state["scaler"]["scale"] == 2.0**10
-    assert state["skipped_steps"] == 0  # an event of the scaler, not of the budget
+    assert state["finite"]["skipped"] == 0  # an event of the scaler, not of the budget
 
 
 # Losses around 1 over 14 steps. Measured: bf16 (8 bits of mantissa) 1.2e-3, fp16 (11 bits) 1.2e-4.

@@ -47,7 +47,7 @@ def assert_same_training(run_dir: Path, expected: Path) -> None:
     assert [line.keys() for line in log] == [line.keys() for line in expected_log]
     for line, other in zip(log, expected_log, strict=True):
         assert line == pytest.approx(other, rel=0, abs=TOLERANCE, nan_ok=True)
-    for name in ("cursor", "skipped_steps", "order_scores", "stop_reason"):
+    for name in ("cursor", "finite", "order_scores", "stop_reason"):
         assert state[name] == expected_state[name], name
     for name, value in state["model"].items():
         torch.testing.assert_close(value, expected_state["model"][name], rtol=0, atol=TOLERANCE)

@@ -71,8 +71,6 @@ class WeightNorms(Callback):
             self._gradients = {name: _norm(tensors) for name, tensors in gradients.items() if tensors}
 
     def on_step_end(self, training: Training, record: StepRecord) -> None:
-        from sensorlab.engine.fit import publish  # fit imports the callbacks' base
-
         self._before = _progress(training)
         if not self._gradients:
             return
@@ -81,7 +79,7 @@ class WeightNorms(Callback):
         named |= {f"train/weight_norm/{name}": norm for name, norm in weights.items()}
         self._gradients = {}
         values = torch.stack(list(named.values())).tolist()
-        publish(training, dict(zip(named, values, strict=True)))
+        training.publish(dict(zip(named, values, strict=True)))
 
     def on_fit_end(self, training: Training) -> None:
         self._remove_hook()
@@ -102,11 +100,7 @@ def _norm(tensors: list[Tensor]) -> Tensor:
 
 def _progress(training: Training, steps: int = 0) -> Progress:
     """How far training is, ``steps`` steps counted as done beyond the cursor's; the last step of an epoch ends it."""
-    cursor = training.cursor
-    ended = training.accumulation.passes_from(cursor.epoch, cursor.batch) == 0
-    batches = (cursor.epoch + 1) * training.batches_per_epoch if ended else _batches(training)
-    return Progress(cursor.epoch + ended, cursor.step + steps, batches * training.config.data.global_batch)
-
-
-def _batches(training: Training) -> int:
-    return training.cursor.epoch * training.batches_per_epoch + training.cursor.batch
+    now, batch = training.progress, training.cursor.batch
+    is_last = training.accumulation.passes_from(now.epochs, batch) == 0
+    left = (training.batches_per_epoch - batch) * training.config.data.global_batch if is_last else 0
+    return Progress(now.epochs + is_last, now.steps + steps, now.samples + left)
