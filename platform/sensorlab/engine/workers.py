@@ -34,20 +34,20 @@ class WorkerGroup:
         return self.rank == 0
 
     def mean(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Mean over the workers of each named number; every worker passes the same names."""
-        return self._reduce(values, dist.ReduceOp.SUM, 1.0 / self.world_size)
+        """Mean of each named number over the workers that have it: a batch may give one worker what others lack."""
+        return {name: sum(found) / len(found) for name, found in self._by_name(values).items()}
 
     def max(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Maximum over the workers of each named number."""
-        return self._reduce(values, dist.ReduceOp.MAX, 1.0)
+        """Maximum of each named number over the workers that have it."""
+        return {name: max(found) for name, found in self._by_name(values).items()}
 
-    def _reduce(self, values: Mapping[str, float], op: dist.ReduceOp.RedOpType, scale: float) -> dict[str, float]:
-        if self.world_size == 1 or not values:
-            return dict(values)
-        names = sorted(values)
-        packed = torch.tensor([values[name] for name in names], dtype=torch.float64, device=self.device)
-        dist.all_reduce(packed, op)
-        return dict(zip(names, (packed * scale).tolist(), strict=True))
+    def _by_name(self, values: Mapping[str, float]) -> dict[str, list[float]]:
+        """The numbers of each name in rank order; the names in the order of the first worker that has them."""
+        found: dict[str, list[float]] = {}
+        for part in self.gather(dict(values)):
+            for name, value in part.items():
+                found.setdefault(name, []).append(value)
+        return found
 
     def gather(self, value: Any) -> list[Any]:
         """``value`` of every worker, in rank order, on every worker. Plain data only, between processes of one run."""
