@@ -46,6 +46,11 @@ COMMANDS: dict[str, list[str] | None] = {
     "python experiments/train_bev.py --find-lr": ["--debug", "--lr-steps", "30"],
     "python experiments/train_bev.py --validate latest": [],
     "python tests/golden/test_experiment_losses.py": None,
+    "sensorlab report latest --out report.html": [],
+    "sensorlab runs list": [],
+    "sensorlab runs best": [],
+    "sensorlab replay RUN_ID": None,
+    "sensorlab selftest resume --workers 2": ["--kills", "1"],
     "python experiments/baseline_bev.py": [],
     "mlflow ui --backend-store-uri sqlite:///mlruns.db": [],
     "sensorlab data synth --out world": [
