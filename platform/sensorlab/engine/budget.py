@@ -15,7 +15,9 @@ class ExtendConfig(StrictModel):
     """More training after the planned end. The rule says what the schedule of the rates does there.
 
     ``hold``: the rates of the last planned step go on, and nothing before the end changes, so a finished run that is
-    extended equals one that was planned so. ``rescale``: the schedule is that of the whole length; a run that is
+    extended equals one that was planned so. That holds under ``image_weights`` too: the scores that weigh the samples
+    come from the evaluations that ``eval.every`` makes due, not from one that was made because the run ended there.
+    ``rescale``: the schedule is that of the whole length; a run that is
     extended in the middle or at its end jumps to the rate that the longer schedule has there.
     """
 
@@ -49,7 +51,7 @@ class Budget:
 
 def early_stop_of(state: Mapping[str, Any], extend: ExtendConfig | None) -> str | None:
     """Why the training in a checkpoint's ``state`` ended before its budget; ``None`` if it did not, or goes on because
-    it has been extended since."""
+    it has been extended since (``EarlyStop`` has its whole patience again then)."""
     reason: str | None = state["stop_reason"]
     present = None if extend is None else as_dict(extend)
     return reason if present == state["config"]["train"]["extend"] else None

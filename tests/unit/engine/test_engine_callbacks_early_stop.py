@@ -10,8 +10,9 @@ import pytest
 from callback_runs import STEPS_PER_EPOCH, Interrupted, StopAfter, run
 
 from sensorlab.config import validate
+from sensorlab.engine.budget import ExtendConfig
 from sensorlab.engine.callbacks.early_stop import EarlyStop, EarlyStopConfig
-from sensorlab.engine.duration import Duration
+from sensorlab.engine.duration import Duration, Progress
 from sensorlab.engine.optim import OptimConfig
 from sensorlab.engine.training import Cursor
 from sensorlab.errors import UserError
@@ -26,6 +27,15 @@ class Judged:
         self.cursor, self.batches_per_epoch, self.stop_reason = Cursor(), batches_per_epoch, None
         objective = SimpleNamespace(metric="val/x", mode=mode)
         self.config = SimpleNamespace(eval=objective, data=SimpleNamespace(global_batch=global_batch))
+
+    @property
+    def batches_done(self) -> int:
+        return self.cursor.epoch * self.batches_per_epoch + self.cursor.batch
+
+    @property
+    def progress(self) -> Progress:
+        samples = self.batches_done * self.config.data.global_batch
+        return Progress(self.cursor.epoch, self.cursor.step, samples)
 
     def request_stop(self, reason: str) -> None:
         assert self.stop_reason is None, "asked twice"
@@ -143,6 +153,57 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(tmp_path, stop):
     with pytest.raises(Interrupted):
         run(tmp_path, EarlyStop(config), StopAfter(stop), **STILL)
     assert run(tmp_path, EarlyStop(config), **STILL).steps == 3 * STEPS_PER_EPOCH
+
+
+def extended(more: str | None, stop: EarlyStopConfig) -> dict:
+    extend = ExtendConfig(duration=Duration.parse(more)) if more else None
+    train = TrainConfig(duration="5 epochs", log_every="2 steps", early_stop=stop, extend=extend)
+    return STILL | {"train": train}
+
+
+@pytest.mark.parametrize("text", ["2 epochs", "10 steps", "40 samples"])
+def test_an_extended_run_has_its_whole_patience_again(tmp_path, text):
+    config = patience(text)
+    assert run(tmp_path, EarlyStop(config), **extended(None, config)).epochs == 3
+    assert run(tmp_path, EarlyStop(config), **extended("1 epoch", config)).epochs == 5  # 6 are allowed
+    assert run(tmp_path, EarlyStop(config), **extended("1 epoch", config)).epochs == 5  # it has ended again
+    assert run(tmp_path, EarlyStop(config), **extended("3 epochs", config)).epochs == 7
+    assert run(tmp_path, EarlyStop(config), **extended("4 epochs", config)).epochs == 9  # all that there are
+
+
+@pytest.mark.parametrize("stop", [3 * STEPS_PER_EPOCH + 1, 4 * STEPS_PER_EPOCH, 4 * STEPS_PER_EPOCH + 3])
+def test_an_extended_run_that_is_interrupted_does_not_get_another_patience(tmp_path, stop):
+    config = patience("2 epochs")
+    run(tmp_path, EarlyStop(config), **extended(None, config))
+    with pytest.raises(Interrupted):
+        run(tmp_path, EarlyStop(config), StopAfter(stop), **extended("4 epochs", config))
+    assert run(tmp_path, EarlyStop(config), **extended("4 epochs", config)).epochs == 5
+
+
+def test_the_value_to_beat_survives_the_extension():
+    callback, training = EarlyStop(patience("2 epochs")), Judged("max")
+    for epoch, value in enumerate([0.5, 0.1, 0.1], start=1):
+        training.cursor = Cursor(epoch=epoch)
+        callback.on_metrics(training, {"val/x": value}, step=epoch)
+    assert training.stop_reason is not None
+    again = EarlyStop(patience("2 epochs"))
+    again.load_state_dict(callback.state_dict())
+    training.stop_reason = None
+    again.on_fit_start(training)
+    for epoch, value in enumerate([0.3, 0.4], start=4):  # gains, but below the best
+        assert training.stop_reason is None
+        training.cursor = Cursor(epoch=epoch)
+        again.on_metrics(training, {"val/x": value}, step=epoch)
+    assert "best 0.5, now 0.4" in training.stop_reason
+
+
+def test_a_run_that_was_not_ended_by_it_keeps_what_is_left_of_its_patience(tmp_path):
+    config = patience("4 epochs")
+    sections = extended(None, config)
+    short = sections["train"].model_copy(update={"duration": Duration.parse("3 epochs")})
+    assert run(tmp_path, EarlyStop(config), **(sections | {"train": short})).epochs == 3
+    longer = short.model_copy(update={"extend": ExtendConfig(duration=Duration.parse("6 epochs"))})
+    assert run(tmp_path, EarlyStop(config), **(sections | {"train": longer})).epochs == 5  # best after the first
 
 
 def test_without_early_stop_the_same_run_goes_on(tmp_path):

@@ -35,6 +35,9 @@ class EarlyStop(Callback):
 
     Every worker sees the same reduced numbers, so all decide alike without an exchange. The state is set before the
     checkpoint of the same evaluation is written: a resumed run ends where the uninterrupted one does.
+
+    A run that was ended so and is extended (``train.extend``) begins with its whole patience again; the value to beat
+    stays.
     """
 
     priority = 10
@@ -43,6 +46,11 @@ class EarlyStop(Callback):
         self._config = config
         self._best: float | None = None
         self._best_at = 0  # in units of ``_now``
+        self._is_used_up = False  # the patience
+
+    def on_fit_start(self, training: Training) -> None:
+        if self._is_used_up and training.stop_reason is None:  # the end is no more: the run was extended
+            self._best_at, self._is_used_up = self._now(training)[0], False
 
     def on_metrics(self, training: Training, metrics: Mapping[str, float], step: int) -> None:
         name = training.config.eval.metric
@@ -51,7 +59,9 @@ class EarlyStop(Callback):
         now, patience = self._now(training)
         if self._improves(metrics[name], training.config.eval.mode):
             self._best, self._best_at = metrics[name], now
-        elif now - self._best_at >= patience and training.stop_reason is None:
+            return
+        self._is_used_up = now - self._best_at >= patience
+        if self._is_used_up and training.stop_reason is None:
             best = "no finite value so far" if self._best is None else f"best {self._best:.6g}"
             margin = f" by more than {self._config.min_delta:g}" if self._config.min_delta else ""
             training.request_stop(
@@ -68,17 +78,17 @@ class EarlyStop(Callback):
 
     def _now(self, training: Training) -> tuple[int, int]:
         """Where training is and the patience: whole numbers, so that a resumed run compares the same ones."""
-        patience, cursor = self._config.patience, training.cursor
+        patience, progress = self._config.patience, training.progress
         if patience.unit == "steps":
-            return cursor.step, patience.count
+            return progress.steps, patience.count
+        if patience.unit == "samples":
+            return progress.samples, patience.count
         # Epochs in batches: evaluations may fall inside of epochs.
-        batches = cursor.epoch * training.batches_per_epoch + cursor.batch
-        if patience.unit == "epochs":
-            return batches, patience.count * training.batches_per_epoch
-        return batches * training.config.data.global_batch, patience.count
+        return training.batches_done, patience.count * training.batches_per_epoch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self._best, "best_at": self._best_at}
+        return {"best": self._best, "best_at": self._best_at, "is_used_up": self._is_used_up}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._best, self._best_at = state.get("best"), state.get("best_at", 0)
+        self._is_used_up = state.get("is_used_up", False)
