@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,21 +11,23 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sensorlab.config import StrictModel
-from sensorlab.engine.patterns import NamePatterns
+from sensorlab.engine.patterns import NamePatterns, near, some
 from sensorlab.engine.warmup import Rates
 from sensorlab.errors import UserError
+
+DEFAULT_GROUP = "default"  # the parameters that no rule matches
 
 
 class GroupRule(StrictModel):
     """Settings for the parameters whose name matches one of the glob patterns.
 
     Patterns by kind: ``@norm`` is every parameter of a normalisation layer, ``@norm_weight`` and ``@norm_bias`` its
-    parts, ``@bias`` every other bias. A parameter that two rules match is an error, and so is a rule that matches
+    parts, ``@bias`` every other bias. A parameter that two rules match is an error, and so is a pattern that matches
     nothing.
     """
 
     name: str
-    match: tuple[str, ...]
+    match: tuple[str, ...] = Field(min_length=1)
     lr_multiplier: float = 1.0
     weight_decay: float | None = None  # None: the optimiser's
 
@@ -45,6 +47,18 @@ class OptimConfig(StrictModel):
     betas: tuple[Decay, Decay] = (0.9, 0.999)  # adam, adamw
     eps: float = Field(default=1e-8, gt=0)  # adam, adamw
     groups: tuple[GroupRule, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OptimConfig:
+        names = [DEFAULT_GROUP, *(rule.name for rule in self.groups)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice == DEFAULT_GROUP:
+            raise ValueError(f"groups: {twice!r} is the name of what no rule matches; give the rule another one")
+        if twice is not None:
+            raise ValueError(f"groups: two rules are called {twice!r}; merge their patterns, or rename one")
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=true needs momentum > 0; raise momentum, or set nesterov=false")
+        return self
 
     def decay_scale(self, samples_per_step: int) -> float:
         """Factor on every weight decay (YOLOv5 scales it from 64 samples per step)."""
@@ -69,33 +83,44 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     """Trainable parameters of ``model`` split by the rules of ``config``; each group carries its ``name``.
 
     Raises:
-        UserError: a rule matches no trainable parameter, or a parameter matches two rules.
+        UserError: a pattern matches no trainable parameter, or parameters match two rules.
     """
     patterns = NamePatterns(model)
-    members: dict[str, list[tuple[str, Tensor]]] = {rule.name: [] for rule in config.groups}
-    rest: list[tuple[str, Tensor]] = []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        owners = [rule.name for rule in config.groups if patterns.matches_any(name, rule.match)]
-        if len(owners) > 1:
-            raise UserError(f"optim.groups: parameter {name!r} is matched by the rules {owners}; make them disjoint")
-        (members[owners[0]] if owners else rest).append((name, parameter))
-    empty = [rule.name for rule in config.groups if not members[rule.name]]
-    if empty:
-        raise UserError(f"optim.groups: the rules {empty} match no trainable parameter")
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    _check_patterns(patterns, config.groups, trained)
+    owners = {name: [rule.name for rule in config.groups if patterns.matches_any(name, rule.match)] for name in trained}
+    _check_disjoint({name: rules for name, rules in owners.items() if len(rules) > 1})
+    members: dict[str, list[Tensor]] = {rule.name: [] for rule in config.groups}
+    rest: list[Tensor] = []
+    for name, parameter in trained.items():
+        (members[owners[name][0]] if owners[name] else rest).append(parameter)
 
-    groups = [{"name": "default", "params": [p for _, p in rest], "lr_multiplier": 1.0}] if rest else []
+    groups: list[dict[str, Any]] = [{"name": DEFAULT_GROUP, "params": rest, "lr_multiplier": 1.0}] if rest else []
     for rule in config.groups:
-        group = {
-            "name": rule.name,
-            "params": [p for _, p in members[rule.name]],
-            "lr_multiplier": rule.lr_multiplier,
-        }
+        group = {"name": rule.name, "params": members[rule.name], "lr_multiplier": rule.lr_multiplier}
         if rule.weight_decay is not None:
             group["weight_decay"] = rule.weight_decay
         groups.append(group)
     return groups
+
+
+def _check_patterns(patterns: NamePatterns, rules: Sequence[GroupRule], names: Collection[str]) -> None:
+    lost = [
+        f"{pattern!r} of the rule {rule.name!r} (the model has {near(pattern, names)})"
+        for rule in rules
+        for pattern in rule.match
+        if not any(patterns.matches(name, pattern) for name in names)
+    ]
+    if lost:
+        raise UserError(
+            f"optim.groups: no trainable parameter is matched by {some(lost)}; correct or remove the pattern"
+        )
+
+
+def _check_disjoint(shared: Mapping[str, Sequence[str]]) -> None:
+    if shared:
+        found = [f"{name!r} by {' and '.join(map(repr, rules))}" for name, rules in shared.items()]
+        raise UserError(f"optim.groups: parameters are matched by two rules: {some(found)}; make the rules disjoint")
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, samples_per_step: int = 1) -> torch.optim.Optimizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -52,3 +52,9 @@ def near(pattern: str, names: Iterable[str]) -> str:
     names = [*KINDS, *names] if pattern.startswith("@") else list(names)
     found = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
     return ", ".join(found or names[:3])
+
+
+def some(found: Sequence[str], limit: int = 5) -> str:
+    """The first few of many things as one text, for error messages."""
+    more = f", and {len(found) - limit} more" if len(found) > limit else ""
+    return ", ".join(found[:limit]) + more

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sensorlab.config import validate
 from sensorlab.engine.ema import EmaConfig, ExponentialAverage
 from sensorlab.engine.optim import (
     ClipConfig,
@@ -42,15 +43,47 @@ def test_rules_take_norm_and_bias_out_of_the_decay():
     assert [group(optimizer, name)["lr"] for name in ("default", "norm", "bias")] == [0.5, 0.5, 1.0]
 
 
-def test_a_rule_that_matches_nothing_is_an_error():
-    with pytest.raises(UserError, match="lost"):
-        build_optimizer(model(), OptimConfig(groups=(GroupRule(name="lost", match=("head.*",)),)))
+@pytest.mark.parametrize(
+    ("match", "message"),
+    [
+        (("head.*",), r"'head\.\*' of the rule 'lost' \(the model has .*\)"),
+        (("0.*", "1.wieght"), r"by '1\.wieght' of the rule 'lost' \(the model has 1\.weight, "),
+        (("0.*", "@nrom"), r"by '@nrom' of the rule 'lost' \(the model has @norm, "),
+        (("2.*", "a.*", "b.*"), r"'a\.\*' of the rule 'lost' .*, 'b\.\*' of the rule 'lost' "),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_an_error(match, message):
+    with pytest.raises(UserError, match=message):
+        build_optimizer(model(), OptimConfig(groups=(GroupRule(name="lost", match=match),)))
 
 
-def test_a_parameter_of_two_rules_is_an_error_that_names_both():
-    rules = (GroupRule(name="first", match=("0.*",)), GroupRule(name="biases", match=("@bias",)))
-    with pytest.raises(UserError, match=r"'0.bias'.*first.*biases"):
+def test_a_pattern_of_frozen_parameters_matches_nothing():
+    net = model()
+    net[0].requires_grad_(False)
+    with pytest.raises(UserError, match=r"no trainable parameter is matched by '0\.\*'"):
+        build_optimizer(net, OptimConfig(groups=(GroupRule(name="lost", match=("0.*", "2.*")),)))
+
+
+def test_parameters_of_two_rules_are_an_error_that_names_them_and_both():
+    rules = (GroupRule(name="first", match=("[02].*",)), GroupRule(name="biases", match=("@bias", "@norm")))
+    with pytest.raises(UserError, match=r"two rules: '0.bias' by 'first' and 'biases', '2.bias' by 'first' and"):
         build_optimizer(model(), OptimConfig(groups=rules))
+    both = (GroupRule(name="first", match=("*",)), GroupRule(name="second", match=("*",)))
+    with pytest.raises(UserError, match=r"'2\.weight' by 'first' and 'second', and 1 more; make the rules disjoint"):
+        build_optimizer(model(), OptimConfig(groups=both))
+
+
+def test_what_contradicts_itself_is_refused():
+    def refuses(message, **optim):
+        with pytest.raises(UserError, match=message):
+            validate(OptimConfig, optim, "test")
+
+    rules = [{"name": name, "match": [f"{index}.*"]} for index, name in enumerate(("a", "b", "a"))]
+    refuses("two rules are called 'a'; merge", groups=rules)
+    refuses("'default' is the name of what no rule matches", groups=[{"name": "default", "match": ["0.*"]}])
+    refuses("match", groups=[{"name": "empty", "match": []}])
+    refuses("nesterov=true needs momentum > 0", name="sgd", nesterov=True, momentum=0.0)
+    assert OptimConfig(name="adamw", nesterov=True, momentum=0.0).nesterov  # AdamW knows neither
 
 
 def test_frozen_parameters_are_left_out():
