@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from sensorlab.engine.no_trace import no_trace
 from sensorlab.engine.workers import WorkerGroup
 
 logger = logging.getLogger(__name__)
@@ -20,15 +20,15 @@ def compile_network(
 ) -> str | None:
     """Compile ``network`` in place, or leave it as it was and say why.
 
-    Compiling happens at the first batch, so one is tried; it leaves no trace in weights, buffers, gradients or random
-    streams. The module stays the same object: the names of its parameters do not change, and a wrapper for data
-    parallelism that holds it calls the compiled code. Collective: either all workers compile or none does.
+    Compiling happens at the first batch of a size, so batches are tried; that leaves no trace in weights, buffers,
+    gradients or random streams. The module stays the same object: the names of its parameters do not change, and a
+    wrapper for data parallelism that holds it calls the compiled code. Collective: either all workers compile or none.
 
-    A failure that comes later, when another input size or mode is compiled, is not caught.
+    A failure that comes later, when an input size is compiled that was not tried, is not caught.
 
     Args:
         network: without its wrapper for data parallelism.
-        try_batch: one forward and backward pass as training makes them, through the wrapper if there is one. After a
+        try_batch: forward and backward passes as training makes them, through the wrapper if there is one. After a
             failure that wrapper may wait for gradients that never came: wrap anew.
         backend: of ``torch.compile``.
 
@@ -40,7 +40,7 @@ def compile_network(
         reason = _agreed(_failure(lambda: _probe(workers.device, backend)), workers)
         if reason:
             return reason
-    with _no_trace(network, workers.device):
+    with no_trace(network, workers.device):
         reason = _agreed(_failure(lambda: _compile(network, try_batch, backend)), workers)
     if reason:
         network._compiled_call_impl = None  # the counterpart of Module.compile that torch does not offer
@@ -86,18 +86,3 @@ def _reason(error: BaseException) -> str:
         error = inner
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-@contextmanager
-def _no_trace(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put buffers and random streams back and drop the gradients, however the block ends."""
-    before = [buffer.clone() for buffer in network.buffers()]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            for parameter in network.parameters():
-                parameter.grad = None
-            with torch.no_grad():
-                for buffer, value in zip(network.buffers(), before, strict=True):
-                    buffer.copy_(value)

@@ -8,43 +8,58 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import operator
+import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sensorlab.data.stream import SampleStream
-from sensorlab.engine.evaluate import evaluate_batch
+from sensorlab.engine.evaluate import check_objective, evaluate_batch
+from sensorlab.engine.no_trace import no_trace
+from sensorlab.engine.patterns import some
 from sensorlab.engine.seeds import seed_step
 from sensorlab.engine.step import autocast, resized, to_device
 from sensorlab.engine.training import Training
 from sensorlab.errors import UserError
 from sensorlab.tasks.base import Batch
 
+logger = logging.getLogger(__name__)
+
+# torch's batch norm, and our synchronised one.
+_TOO_FEW_VALUES = re.compile(r"more than (1|one) value per channel")
+
 
 def rehearse(training: Training, batches: Iterator[Batch], val_stream: SampleStream | None) -> Iterator[Batch]:
-    """Before the first step of an attempt: compile the network, if asked for, and make the dry run of a new training.
+    """Before the first step of an attempt: compile the network, if asked for, and make the dry run.
 
-    That tries the first of ``batches`` at its largest size, forward and backward, and the first of the validation.
-    Collective: all workers take part.
+    A new training tries the first of ``batches`` at its largest size, forward and backward, and the first of the
+    validation. An attempt of several workers that goes on tries the first of its batches: the training may have begun
+    on one, which forgives what several cannot. Collective: all workers take part.
 
     Returns:
         Iterator over all of ``batches``, the tried one included.
 
     Raises:
-        UserError: the GPU has not enough memory; says for what.
+        UserError: the GPU has not enough memory, batch norm has a single value, parameters are not used by all
+            workers, or the objective is not reported; says what to do.
     """
     first = next(batches)
-    is_wanted = training.config.train.dry_run and training.cursor.step == 0
-    try:
-        training.rehearse(lambda: _try_training(training, first))
-        if is_wanted:
-            _try_training(training, first, largest=True)
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(
-            _too_big("training", f"data.global_batch={training.config.data.global_batch}", error)
-        ) from error
-    if is_wanted and val_stream is not None:
+    training.rehearse(lambda: _try_sizes(training, first))
+    is_new = training.cursor.step == 0
+    if not training.config.train.dry_run:
+        return itertools.chain([first], batches)
+    if is_new or training.workers.world_size > 1:
+        try:
+            _check_training(training, first)
+        except torch.cuda.OutOfMemoryError as error:
+            key = f"data.global_batch={training.config.data.global_batch}"
+            raise UserError(_too_big("training", key, error)) from error
+    if is_new and val_stream is not None:
         try:
             _try_validation(training, val_stream)
         except torch.cuda.OutOfMemoryError as error:
@@ -52,19 +67,61 @@ def rehearse(training: Training, batches: Iterator[Batch], val_stream: SampleStr
     return itertools.chain([first], batches)
 
 
-def _try_training(training: Training, batch: Batch, largest: bool = False) -> None:
+def _try_sizes(training: Training, batch: Batch) -> None:
+    """The size of the batch's turn and the largest: what compiles for one may fail for another."""
+    _try_training(training, batch)
+    if training.config.train.multi_scale is not None:
+        _try_training(training, batch, largest=True)
+
+
+def _check_training(training: Training, batch: Batch) -> None:
+    """Try the largest size; what is found on one worker is raised on all, so that none waits for another."""
+    fault: str | None = None
+    unused: list[str] = []
+    try:
+        unused = _try_training(training, batch, largest=True)
+    except ValueError as error:
+        if not _TOO_FEW_VALUES.search(str(error)):
+            raise
+        fault = str(error).partition("\n")[0]
+    found = training.workers.gather((fault, unused))
+    faults = [fault for fault, _ in found if fault]
+    if faults:
+        raise UserError(_too_few_samples(training, faults[0]))
+    everywhere = {name: None for _, names in found for name in names}
+    if everywhere:
+        _report_unused(training, list(everywhere))
+
+
+def _try_training(training: Training, batch: Batch, largest: bool = False) -> list[str]:
+    """One pass forward and backward; returns the trained parameters that got no gradient."""
     device = training.workers.device
-    buffers = [buffer.clone() for buffer in training.model.buffers()]
-    seed_step(device, training.config.seed, "dry run", training.workers.rank)
-    batch = resized(training, to_device(batch, device), largest)
-    with autocast(training):
-        _, terms, _ = training.network(batch)
-        loss = functools.reduce(operator.add, terms.values())
-    training.scaler.scale(loss).backward()
-    training.optimizer.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for buffer, before in zip(training.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+    with no_trace(training.model, device), _no_exchange(training.network):
+        seed_step(device, training.config.seed, "dry run", training.workers.rank)
+        batch = resized(training, to_device(batch, device), largest)
+        with autocast(training):
+            _, terms, _ = training.network(batch)
+            loss = functools.reduce(operator.add, terms.values())
+        training.scaler.scale(loss).backward()
+        parameters = training.model.named_parameters()
+        return [name for name, parameter in parameters if parameter.requires_grad and parameter.grad is None]
+
+
+def _no_exchange(network: nn.Module) -> AbstractContextManager:
+    """A pass of this worker alone: one that fails, or has no gradient for a parameter, keeps no other waiting."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+
+
+def _report_unused(training: Training, names: list[str]) -> None:
+    """Several workers wait for the gradient of every trained parameter; to one alone it does not matter."""
+    count = training.workers.world_size
+    found = f"trained parameters get no gradient from the first batch: {some(names)}"
+    if count > 1:
+        raise UserError(
+            f"{found}; {count} workers would wait for them in vain: use them in every forward pass, keep their values "
+            f"with train.freeze (match: [{names[0]}]), remove them from the model, or train with one worker"
+        )
+    logger.warning("%s; they stay as they are, and several workers could not train this model", found)
 
 
 @torch.no_grad()
@@ -74,10 +131,22 @@ def _try_validation(training: Training, stream: SampleStream) -> None:
     model = training.evaluated_model
     was_training = model.training
     model.eval()
-    evaluate_batch(training, model, training.task.metrics(), batch)
+    _, _, losses = evaluate_batch(training, model, training.task.metrics(), batch)
     if was_training:
         training.train_mode()
     stream.close()
+    reported = training.workers.gather([f"val/{name}" for one in losses for name in one])
+    check_objective(training, {name for names in reported for name in names})
+
+
+def _too_few_samples(training: Training, fault: str) -> str:
+    size, count = training.config.data.global_batch, training.workers.world_size
+    remedies = "raise data.global_batch"
+    if count > 1:
+        remedies += " or use fewer workers"
+    if count > 1 and not training.config.train.sync_batchnorm:
+        remedies += ", or set train.sync_batchnorm=true"
+    return f"data.global_batch={size} is too small for batch norm with {count} worker(s): {remedies} ({fault})"
 
 
 def _too_big(what: str, key: str, error: Exception) -> str:
