@@ -21,6 +21,7 @@ from sensorlab.engine.accumulate import Accumulation
 from sensorlab.engine.budget import Budget, early_stop_of
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.checkpoint import CheckpointStore
+from sensorlab.engine.workers import WorkerGroup
 from sensorlab.experiment import ExperimentConfig, experiment_from
 from sensorlab.runs.environment import code_revision
 from sensorlab.tasks.base import BaseTask, task_class
@@ -128,11 +129,39 @@ def stream_specs(config: ExperimentConfig, dataset: str) -> dict[str, StreamSpec
         UserError: no prepared dataset there, it lacks what the task asks for, a split is missing or empty.
     """
     data = config.data
-    prepared = PreparedDataset.open(dataset)
-    task = build_task(config)
+    prepared, task = _prepared(config, dataset)
+    train_task = task if data.augment else Unaugmented(task)
+    return {
+        TRAIN: StreamSpec(
+            *(_part(prepared, data.train_split, data.max_samples), train_task, data.global_batch, config.seed, True),
+            _stream_config(config),
+            sampling=data.sampling,
+            max_batches=data.max_batches,
+        ),
+        VAL: validation_spec(config, dataset),
+    }
+
+
+def validation_spec(config: ExperimentConfig, dataset: str) -> StreamSpec:
+    """The validation alone, which a dataset without a training split has too. Raises ``UserError`` as above."""
+    data = config.data
+    prepared, task = _prepared(config, dataset)
+    split = _part(prepared, data.val_split, data.max_samples)
+    return StreamSpec(
+        split, task, data.val_batch or data.global_batch, config.seed, training=False, config=_stream_config(config)
+    )
+
+
+def _prepared(config: ExperimentConfig, dataset: str) -> tuple[PreparedDataset, BaseTask]:
+    prepared, task = PreparedDataset.open(dataset), build_task(config)
     task.check_dataset(prepared.manifest)
+    return prepared, task
+
+
+def _stream_config(config: ExperimentConfig) -> StreamConfig:
+    data = config.data
     tasks = max(2, math.ceil(config.resources.data_cpus))
-    options = StreamConfig(
+    return StreamConfig(
         transform_in=data.transform_in,
         threads=data.threads,
         prefetch_batches=data.prefetch,
@@ -142,16 +171,6 @@ def stream_specs(config: ExperimentConfig, dataset: str) -> dict[str, StreamSpec
         tasks=tasks,
         task_cpus=config.resources.data_cpus / tasks,  # together what the preflight keeps free for them
     )
-    train_task = task if data.augment else Unaugmented(task)
-    train, val = (_part(prepared, name, data.max_samples) for name in (data.train_split, data.val_split))
-    return {
-        TRAIN: StreamSpec(
-            *(train, train_task, data.global_batch, config.seed, True, options),
-            sampling=data.sampling,
-            max_batches=data.max_batches,
-        ),
-        VAL: StreamSpec(val, task, data.val_batch or data.global_batch, config.seed, False, options),
-    }
 
 
 def _part(dataset: PreparedDataset, split: str, max_samples: int | None) -> Split:
@@ -184,6 +203,15 @@ def next_cursor(spec: RunSpec, config: ExperimentConfig) -> tuple[int, int] | No
     return plan.normal_cursor((saved["epoch"], saved["batch"]))
 
 
+def place_of(workers: WorkerGroup) -> dict[str, Any]:
+    """What a stream must know of its worker: copies to a GPU do not wait only if they start in pinned memory."""
+    return {
+        "rank": workers.rank,
+        "world_size": workers.world_size,
+        "pin_memory": workers.device.type == "cuda",
+    }
+
+
 def open_streams(context: RunContext, task: BaseTask) -> dict[str, SampleStream]:
     """This worker's ends of the streams."""
     import ray.train
@@ -192,7 +220,7 @@ def open_streams(context: RunContext, task: BaseTask) -> dict[str, SampleStream]
 
     config, spec, workers = context.config, context.spec, context.workers
     specs = stream_specs(config, spec.dataset)
-    place = {"rank": workers.rank, "world_size": workers.world_size}
+    place = place_of(workers)
     cursor = next_cursor(spec, config)
     if cursor is None:
         return {name: LocalStream(stream, **place) for name, stream in specs.items()}

@@ -8,7 +8,7 @@ from sensorlab.data.order import Scores
 from sensorlab.data.ordered import OrderedPrefetcher
 from sensorlab.data.plan import WorkerBatch
 from sensorlab.data.shards import ROW_GROUP_CACHE
-from sensorlab.data.stream import PrefetchedStream, StreamSpec
+from sensorlab.data.stream import PrefetchedStream, Ready, StreamSpec
 
 
 class LocalStream(PrefetchedStream):
@@ -18,14 +18,24 @@ class LocalStream(PrefetchedStream):
     the look-ahead runs on into the following epochs, unless their order is adaptive.
     """
 
-    def __init__(self, spec: StreamSpec, rank: int = 0, world_size: int = 1, end_epoch: int | None = None) -> None:
-        super().__init__(spec, rank, world_size, end_epoch)
+    def __init__(
+        self,
+        spec: StreamSpec,
+        rank: int = 0,
+        world_size: int = 1,
+        end_epoch: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(spec, rank, world_size, end_epoch, pin_memory)
 
     def _open(self, start: tuple[int, int], end_epoch: int, scores: Scores) -> OrderedPrefetcher:
         config = self.spec.config
         ROW_GROUP_CACHE.hold(self.spec.window)
         jobs = self._jobs(start, end_epoch, scores)
-        return OrderedPrefetcher(jobs, self.spec.maker, config.threads, config.prefetch_batches, "local-stream")
+        return OrderedPrefetcher(jobs, self._make, config.threads, config.prefetch_batches, "local-stream")
+
+    def _make(self, job: WorkerBatch) -> Ready:
+        return self._finish(self.spec.maker(job))
 
     def _jobs(self, start: tuple[int, int], end_epoch: int, scores: Scores) -> Iterator[WorkerBatch]:
         for epoch, batch in self.plan.cursors(start, end_epoch):

@@ -33,7 +33,7 @@ from sensorlab.data.ordered import OrderedPrefetcher
 from sensorlab.data.payload import Payload, decode_payload, unpack_arrays, unpack_table
 from sensorlab.data.plan import WorkerBatch
 from sensorlab.data.ray_tasks import MakeBlocks
-from sensorlab.data.stream import Made, PrefetchedStream, StreamSpec
+from sensorlab.data.stream import Made, PrefetchedStream, Ready, StreamSpec
 from sensorlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ class RayStream(PrefetchedStream):
             ``None``: the stream makes its own datasets, and can be asked for any cursor at any time.
         start: as given to :func:`ray_dataset`.
         end_epoch: as given to :func:`ray_dataset`; the look-ahead stops there.
+        pin_memory: see :class:`~sensorlab.data.stream.PrefetchedStream`.
     """
 
     def __init__(
@@ -176,8 +177,9 @@ class RayStream(PrefetchedStream):
         world_size: int = 1,
         start: tuple[int, int] = (0, 0),
         end_epoch: int = 1,
+        pin_memory: bool = False,
     ) -> None:
-        super().__init__(spec, rank, world_size, end_epoch)
+        super().__init__(spec, rank, world_size, end_epoch, pin_memory)
         if iterator is not None and self.is_adaptive:
             raise ValueError("the order of this stream is adaptive, so that no dataset can be made before its epoch")
         self._iterator = iterator
@@ -213,7 +215,10 @@ class RayStream(PrefetchedStream):
         blocks = iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=ahead)
         return _paired(cursors, blocks)
 
-    def _make(self, pair: tuple[tuple[int, int], pa.Table], scores: Scores) -> Made:
+    def _make(self, pair: tuple[tuple[int, int], pa.Table], scores: Scores) -> Ready:
+        return self._finish(self._decode(pair, scores))
+
+    def _decode(self, pair: tuple[tuple[int, int], pa.Table], scores: Scores) -> Made:
         (epoch, batch), block = pair
         payload = decode_payload(block)
         job = self.plan.worker_batch(epoch, batch, self.rank, self.world_size, scores)

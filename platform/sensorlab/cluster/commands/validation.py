@@ -14,7 +14,7 @@ from typing import Any
 from sensorlab.cluster.commands import launch
 from sensorlab.cluster.files import REPORT, read_json
 from sensorlab.cluster.preflight import open_tracking
-from sensorlab.cluster.program import VAL, build_task, revision_in_use, stream_specs
+from sensorlab.cluster.program import VAL, build_task, place_of, revision_in_use, validation_spec
 from sensorlab.cluster.single import RunPlan, end_run
 from sensorlab.cluster.start import Cluster
 from sensorlab.cluster.sweep import new_name
@@ -44,7 +44,7 @@ class Validation:
         from sensorlab.data.ray_stream import ray_dataset
 
         config = experiment_from(spec.experiment)
-        stream = stream_specs(config, spec.dataset)[VAL]
+        stream = validation_spec(config, spec.dataset)
         return {VAL: functools.partial(ray_dataset, stream, config.resources.num_workers)}
 
     def train(self, context: RunContext) -> Mapping[str, Any]:
@@ -56,8 +56,8 @@ class Validation:
         from sensorlab.engine.validate import validate, weights_of
 
         config, spec, workers = context.config, context.spec, context.workers
-        stream_spec = stream_specs(config, spec.dataset)[VAL]
-        stream = RayStream(stream_spec, ray.train.get_dataset_shard(VAL), workers.rank, workers.world_size)
+        stream_spec = validation_spec(config, spec.dataset)
+        stream = RayStream(stream_spec, ray.train.get_dataset_shard(VAL), **place_of(workers))
         files = [JsonLog(), *([] if spec.tracking else [PanelFiles()])]
         try:
             measured = validate(

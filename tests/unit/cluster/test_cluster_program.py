@@ -1,0 +1,96 @@
+"""What a run streams: its splits, and how batches reach the device of its worker."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from sensorlab.cluster import program
+from sensorlab.cluster.program import TRAIN, VAL, place_of, stream_specs, validation_spec
+from sensorlab.config import as_dict
+from sensorlab.data.dataset import Manifest, Sensors, SplitInfo
+from sensorlab.data.local_stream import LocalStream
+from sensorlab.data.schema import SCHEMA_VERSION
+from sensorlab.data.shards import ShardInfo
+from sensorlab.engine.workers import WorkerGroup
+from sensorlab.errors import UserError
+from sensorlab.experiment import DataConfig, ExperimentConfig, TrainConfig
+from toy_images import TRAIN_SAMPLES, VAL_SAMPLES, ToyImageConfig, ToyImageTask, write_splits
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """Writes a dataset with the given splits."""
+    monkeypatch.setattr(program, "build_task", lambda config: ToyImageTask(config.task))
+    write_splits(tmp_path)
+
+    def make(*names: str) -> str:
+        sizes = {"train": TRAIN_SAMPLES, "val": VAL_SAMPLES}
+        splits = {
+            name: SplitInfo(
+                num_samples=sizes[name], scenes=("scene",), shards=(_shard(f"{name}.parquet", sizes[name]),)
+            )
+            for name in names
+        }
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            tool_version="test",
+            source={"kind": "test"},
+            origin="nowhere",
+            digest="toy-images",
+            num_samples=sum(info.num_samples for info in splits.values()),
+            num_boxes=0,
+            sensors=Sensors(),
+            classes={},
+            splits=splits,
+        )
+        (tmp_path / "manifest.json").write_text(json.dumps(as_dict(manifest)))
+        return str(tmp_path)
+
+    return make
+
+
+def _shard(file: str, samples: int) -> ShardInfo:
+    rows = tuple(min(4, samples - first) for first in range(0, samples, 4))
+    return ShardInfo(file=file, rows=rows, bytes=0, sha256="")
+
+
+def experiment(**data) -> ExperimentConfig:
+    return ExperimentConfig(
+        name="toy",
+        task=ToyImageConfig(),
+        data=DataConfig(path="d", global_batch=4, **data),
+        train=TrainConfig(duration="1 epoch"),
+    )
+
+
+def test_both_splits_are_streamed(prepared):
+    specs = stream_specs(experiment(val_batch=2, max_samples=8), prepared("train", "val"))
+    assert {name: spec.split.name for name, spec in specs.items()} == {TRAIN: "train", VAL: "val"}
+    assert [(spec.training, spec.global_batch) for spec in specs.values()] == [(True, 4), (False, 2)]
+    assert [spec.split.num_samples for spec in specs.values()] == [8, 8]
+
+
+def test_a_dataset_without_training_split_can_be_validated_but_not_trained_on(prepared):
+    dataset = prepared("val")
+    spec = validation_spec(experiment(), dataset)
+    assert spec.plan.samples_per_epoch == VAL_SAMPLES
+    stream = LocalStream(spec)
+    assert sum(len(batch["label"]) for batch in stream.batches(0)) >= VAL_SAMPLES
+    with pytest.raises(UserError, match="has no split 'train'; its splits are val"):
+        stream_specs(experiment(), dataset)
+
+
+def test_the_validation_of_a_training_is_the_one_alone(prepared):
+    dataset, config = prepared("train", "val"), experiment(val_batch=2)
+    alone, beside = validation_spec(config, dataset), stream_specs(config, dataset)[VAL]
+    assert alone.plan.fingerprint == beside.plan.fingerprint
+    assert alone.config == beside.config
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda:1", True)])
+def test_memory_is_pinned_for_copies_to_a_gpu(device, pinned):
+    workers = WorkerGroup(1, 2, torch.device(device))
+    assert place_of(workers) == {"rank": 1, "world_size": 2, "pin_memory": pinned}
