@@ -88,7 +88,7 @@ def _without_steps(config: ExperimentConfig) -> ExperimentConfig:
     The model and all that an evaluation depends on stay: the precision, the memory format, the average of the weights.
     """
     train = config.train.model_copy(update={"accumulate": AccumulateConfig(), "freeze": (), "multi_scale": None})
-    return config.model_copy(update={"train": train, "optim": OptimConfig(name="sgd"), "warmup": None})
+    return config.model_copy(update={"train": train, "optim": OptimConfig(name="sgd", momentum=0.0), "warmup": None})
 
 
 def validate(

@@ -8,12 +8,17 @@ import pytest
 import torch
 from two_workers import run_on_two_workers
 
+from sensorlab.config import digest
+from sensorlab.engine.accumulate import AccumulateConfig
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.callbacks.json_log import JsonLog
 from sensorlab.engine.checkpoint import CheckpointStore
 from sensorlab.engine.ema import EmaConfig
 from sensorlab.engine.fit import FitResult, fit
+from sensorlab.engine.freeze import FreezeRule
+from sensorlab.engine.optim import GroupRule, OptimConfig
 from sensorlab.engine.validate import validate, weights_of
+from sensorlab.engine.warmup import WarmupConfig
 from sensorlab.engine.workers import WorkerGroup
 from sensorlab.errors import UserError
 from sensorlab.experiment import CheckpointConfig, DataConfig, EvalConfig, ExperimentConfig, TrainConfig
@@ -159,3 +164,44 @@ def test_what_is_measured_may_differ_from_training(trained, tmp_path):
     assert found.metrics["val/num_samples"] == 8
     assert found.protocols["val/mse"]["split"] == "other"
     assert found.protocols["val/mse"]["max_batches"] == 2
+
+
+FEW = {
+    "more passes than the split has batches": {"train": {"accumulate": AccumulateConfig(passes=4, window="multiple")}},
+    "a ramp over a warm-up in epochs": {
+        "train": {"accumulate": AccumulateConfig(passes=4, ramp=True)},
+        "warmup": WarmupConfig(length=2, unit="epochs"),
+    },
+    "rules of freezing": {"train": {"freeze": (FreezeRule(match=("0.*",), norm_statistics=True),)}},
+    "groups of parameters": {"optim": OptimConfig(groups=(GroupRule(name="bias", match=("@bias",)),))},
+}
+
+
+@pytest.mark.parametrize("needs", FEW)
+def test_what_training_needs_is_not_asked_of_the_validation_split(tmp_path, needs):
+    changes = dict(FEW[needs])
+    settings = {"duration": "2 epochs", "log_every": "2 steps", "ema": EmaConfig(tau=5.0)} | changes.pop("train", {})
+    config = experiment(train=TrainConfig.model_validate(settings), **changes)
+    result = train(config, tmp_path / "run")  # 5 batches; the validation has 3
+    assert result.last_checkpoint is not None
+    found = measure(result.last_checkpoint, tmp_path / "val", config)
+    assert found.metrics["val/mse"] == result.metrics["val/mse"]
+    assert found.metrics["val/loss"] == result.metrics["val/loss"]
+
+
+def test_what_is_reported_is_of_the_experiment_as_it_was_given(trained, tmp_path):
+    seen = []
+
+    class Watch(Callback):
+        def on_fit_start(self, training):
+            seen.append((training.config, training.config_digest))
+
+    config = experiment(warmup=WarmupConfig(length=2), optim=OptimConfig(lr=0.5))
+    last = CheckpointStore(trained / "checkpoints").all()[-1].path
+    found = measure(last, tmp_path, config, callbacks=[Watch()], provenance={"dataset": "d", "code": "c"})
+    assert seen == [(config, digest(config))]
+    assert (found.config, found.config_digest) == (config, digest(config))
+    assert found.provenance == {"dataset": "d", "code": "c", "weights": str(last)}
+    assert found.protocols["val/loss"]["task"] == digest(config.task)
+    assert found.protocols["val/mse"]["dataset"] == "d"
+    assert found.optimizer.state_dict()["state"] == {}
