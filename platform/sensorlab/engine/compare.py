@@ -16,6 +16,8 @@ Series = dict[tuple[int, str], float]
 def read_series(path: Path) -> Series:
     """(step, name) -> value of the ``train/*`` and ``val/*`` numbers in a ``metrics.jsonl`` or the run's directory.
 
+    ``null`` is a value that was not finite, and becomes NaN.
+
     Raises:
         UserError: no such file, a line that is not JSON, a number twice, or nothing to compare.
     """
@@ -29,7 +31,11 @@ def read_series(path: Path) -> Series:
         try:
             values = json.loads(line)
             step = int(values["step"])
-            found = {name: float(value) for name, value in values.items() if name.startswith(COMPARED)}
+            found = {
+                name: math.nan if value is None else float(value)
+                for name, value in values.items()
+                if name.startswith(COMPARED)
+            }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file}, line {number}: not a line of metrics ({error})") from error
         for name, value in found.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 class JsonLog(Callback):
     """Appends ``{"step", "epoch", <name>: value, ...}``; a resumed run has each line once.
+
+    A value that is not finite is ``null``: JSON has no word for it.
 
     The checkpoint holds the length of the file. Whatever the attempt that died wrote after its checkpoint is cut off,
     because its steps are done again.
@@ -41,7 +44,8 @@ class JsonLog(Callback):
 
     def on_metrics(self, training: Training, metrics: Mapping[str, float], step: int) -> None:
         if self._path is not None:
-            line = json.dumps({"step": step, "epoch": training.cursor.epoch, **metrics}) + "\n"
+            values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            line = json.dumps({"step": step, "epoch": training.cursor.epoch, **values}, allow_nan=False) + "\n"
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(line)
             self._length += len(line.encode())
