@@ -23,7 +23,7 @@ from sensorlab.config import (
     merge,
     validate,
 )
-from sensorlab.data.sampling import SamplingConfig, ShuffledSampling
+from sensorlab.data.sampling import ImageWeightsSampling, SamplingConfig, ShuffledSampling
 from sensorlab.engine.accumulate import AccumulateConfig
 from sensorlab.engine.budget import ExtendConfig
 from sensorlab.engine.callbacks.diagnostics import DiagnosticsConfig
@@ -197,6 +197,22 @@ class ExperimentConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _evaluations_come(self) -> ExperimentConfig:
+        if self.eval.every is not None:
+            return self
+        if isinstance(self.data.sampling, ImageWeightsSampling):
+            raise ValueError(
+                "data.sampling.name=image_weights follows the class scores of evaluations, and with eval.every=null "
+                "there is none before the end, so that its weights would never change: set eval.every"
+            )
+        if self.train.early_stop is not None:
+            raise ValueError(
+                "train.early_stop judges evaluations, and with eval.every=null there is none before the end: set "
+                "eval.every"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_fit(self) -> ExperimentConfig:
         for key in ("global_batch", "val_batch"):
             batch = getattr(self.data, key)
@@ -256,6 +272,7 @@ def _with_default_name(tree: Mapping[str, Any], section: str, name: str) -> Mapp
 
 # What may differ between a checkpoint's configuration and that of the run that resumes it: nothing that changes the
 # samples, the model or the arithmetic. The number of workers may change: the global batches stay the same.
+# docs/resume.md explains each.
 RESUME_MAY_CHANGE = (
     "name",
     "output_dir",
@@ -265,6 +282,7 @@ RESUME_MAY_CHANGE = (
     "data.threads",
     "data.prefetch",
     "train.extend",
+    "train.nonfinite_budget",  # of a run that has used it up
     "train.dry_run",
     "train.log_every",
     "train.init",

@@ -58,11 +58,11 @@ def range_test(config: ExperimentConfig, rates: RateRange) -> ExperimentConfig:
             "extend": None,
             "accumulate": {"ramp": False},  # the ramp follows the warm-up
             "ema": None,
+            "early_stop": None,
             "nonfinite": "skip",  # the end of the test, not an error
             "nonfinite_budget": rates.steps,
             "log_every": "1 step",
         },
-        "eval": {"every": None},
         "checkpoint": {"every": None, "keep_every": None, "keep_latest": 1},
     }
     return experiment_from(merge(as_dict(config), update), where="learning-rate range test")

@@ -16,6 +16,7 @@ from sensorlab.cluster.start import Cluster
 from sensorlab.cluster.worker import RunSpec
 from sensorlab.config import as_dict
 from sensorlab.data.dataset import PreparedDataset
+from sensorlab.data.sampling import ShuffledSampling
 from sensorlab.engine import checkpoint
 from sensorlab.experiment import ExperimentConfig, experiment_from
 
@@ -172,6 +173,16 @@ def test_overfit_batches_hold_all_samples_in_every_epoch(ten_samples, samples, b
     assert (data.global_batch, data.last_batch) == (batch, last)
 
 
+def test_overfit_leaves_the_samples_their_plain_order(ten_samples):
+    overrides = ["data.sampling.name=repeat_factor", "data.sampling.aspect_groups=true", "data.max_batches=1"]
+    overrides.append("train.early_stop={patience: 1 epoch}")
+    config = started("--overfit", "4", *overrides).experiment
+    assert config.data.sampling == ShuffledSampling()
+    assert config.data.max_batches is None
+    assert config.train.early_stop is None
+    assert config.eval.every is None
+
+
 def test_overfit_takes_the_length_that_is_given(ten_samples):
     assert str(started("--overfit", "2", "train.duration=30 epochs").experiment.train.duration) == "30 epochs"
     assert str(started("--overfit", "2", "--debug").experiment.train.duration) == "200 steps"
@@ -293,7 +304,7 @@ def test_a_validation_streams_the_validation_split_alone(place, monkeypatch):
     finished_run(place, {1: 0.2})
     found = started("--validate", "done")
     asked: list[str] = []
-    monkeypatch.setattr(validation, "stream_specs", lambda config, dataset: asked.append(dataset) or {"val": "stream"})
+    monkeypatch.setattr(validation, "validation_spec", lambda config, dataset: asked.append(dataset) or "stream")
     spec = RunSpec(as_dict(found.experiment), str(place), "D", found.program)
     assert list(found.program.datasets(spec)) == ["val"]
     assert asked == ["D"]

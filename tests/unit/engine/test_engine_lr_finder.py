@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sensorlab.data.sampling import ImageWeightsSampling
 from sensorlab.engine import lr_finder
+from sensorlab.engine.callbacks.early_stop import EarlyStopConfig
 from sensorlab.engine.callbacks.json_log import JsonLog
 from sensorlab.engine.checkpoint import CheckpointStore
 from sensorlab.engine.compare import read_series
@@ -18,7 +20,7 @@ from sensorlab.engine.fit import fit
 from sensorlab.engine.lr_finder import LrFinder, RateRange, range_test, smoothed, suggest, write_report
 from sensorlab.engine.warmup import WarmupConfig
 from sensorlab.errors import UserError
-from sensorlab.experiment import ExperimentConfig, TrainConfig
+from sensorlab.experiment import DataConfig, ExperimentConfig, TrainConfig
 from toy import ToyConfig, ToyStream, ToyTask, toy_experiment
 
 
@@ -57,7 +59,18 @@ def test_data_model_and_optimiser_are_those_of_the_experiment():
     assert tested.seed == config.seed
     assert tested.optim.model_copy(update={"lr": config.optim.lr}) == config.optim
     assert tested.train.accumulate == config.train.accumulate
-    assert (tested.train.ema, tested.warmup, tested.eval.every) == (None, None, None)
+    assert (tested.train.ema, tested.warmup) == (None, None)
+
+
+def test_an_experiment_that_follows_its_evaluations_can_be_tested_too(tmp_path):
+    """The test has none: nothing stops it early, and samples are drawn as in the first epoch of the training."""
+    train = TrainConfig(duration="7 epochs", early_stop=EarlyStopConfig(patience="1 epoch"))
+    data = DataConfig(path="nowhere", global_batch=4, sampling=ImageWeightsSampling())
+    tested = range_test(toy(train=train, data=data), RateRange(steps=12))
+    assert tested.train.early_stop is None
+    assert tested.data == data
+    task = ToyTask(tested.task)
+    assert fit(tested, task, ToyStream(21, 4, task), None, run_dir=tmp_path).steps == 12
 
 
 def test_a_loss_that_is_not_finite_ends_the_test(tmp_path):

@@ -28,9 +28,11 @@ SHARE = 0.5  # of the loss of the first epoch
 def overfit_experiment(experiment: ExperimentConfig, samples: int, duration: str | None) -> ExperimentConfig:
     """``experiment`` on its first ``samples`` training samples, which it is validated on too.
 
-    Samples are transformed as in evaluation, so that each is the same in every epoch; what a network draws itself
-    (dropout, mirroring) stays. Rates follow one cycle over the short training: schedules in epochs would be over after
-    a few steps. Everything that is meant for a long training or much data is off.
+    Samples are transformed as in evaluation and come once per epoch, so that each is the same in every epoch; what a
+    network draws itself (dropout, mirroring) stays. Rates follow one cycle over the short training: schedules in epochs
+    would be over after a few steps. Off are: accumulation, multi-scale, the average of the weights, early stopping, and
+    evaluations and checkpoints before the end. Everything else is the experiment's: task, optimiser, clipping,
+    precision, initial weights and what is frozen, in epochs of the few samples.
 
     Args:
         duration: ``train.duration``; ``None``: 200 steps.
@@ -45,7 +47,7 @@ def overfit_experiment(experiment: ExperimentConfig, samples: int, duration: str
             "global_batch": batch,
             "val_batch": None,
             "last_batch": "pad" if samples % batch else "drop",
-            "sampling": {"name": "shuffled"},
+            "sampling": {"name": "shuffled", "aspect_groups": False},
             "max_batches": None,
         },
         "schedule": {"name": "one_cycle", "extra_steps": 0},
