@@ -11,7 +11,7 @@ from run_states import assert_equal, final_state
 
 from sensorlab.engine.accumulate import AccumulateConfig, Accumulation
 from sensorlab.engine.budget import Budget, ExtendConfig
-from sensorlab.engine.duration import Duration
+from sensorlab.engine.duration import Duration, Every
 from sensorlab.engine.schedules import LinearSchedule
 from sensorlab.engine.warmup import WarmupConfig
 from toy_images import write_splits
@@ -97,6 +97,24 @@ def test_a_finished_run_that_is_extended_equals_one_that_was_planned_so(planned,
     run(planned(duration, more), tmp_path / "straight", Witness())
     extended, straight = (final_state(tmp_path / name)[0] for name in ("extended", "straight"))
     for part in ("model", "optimizer", "ema", "cursor", "order_scores", "finite"):
+        assert_equal(extended[part], straight[part], part)
+    assert global_batches(tmp_path / "extended") == global_batches(tmp_path / "straight")
+
+
+def test_an_evaluation_that_was_not_due_leaves_no_trace_in_the_order(planned, tmp_path):
+    """The short run is evaluated at its end, after one epoch; the schedule of evaluations has none there."""
+
+    def rarely(*length):
+        config = planned(*length)
+        return config.model_copy(update={"eval": config.eval.model_copy(update={"every": Every.parse("3 epochs")})})
+
+    run(rarely("1 epoch"), tmp_path / "extended", Witness())
+    assert any("val/accuracy" in line for line in final_state(tmp_path / "extended")[1])
+    for name in ("extended", "straight"):
+        run(rarely("1 epoch", "3 epochs"), tmp_path / name, Witness())
+    extended, straight = (final_state(tmp_path / name)[0] for name in ("extended", "straight"))
+    assert extended["order_scores"]  # those of the third epoch's end
+    for part in ("model", "optimizer", "ema", "cursor", "order_scores", "class_scores"):
         assert_equal(extended[part], straight[part], part)
     assert global_batches(tmp_path / "extended") == global_batches(tmp_path / "straight")
 
