@@ -49,16 +49,16 @@ def statuses(root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("sent", "codes", "algorithm"),
+    ("sent", "codes", "sweep"),
     [
-        (signal.SIGINT, {130}, "random"),
-        (signal.SIGTERM, {143, 1}, "random"),
-        (signal.SIGKILL, {-9}, "random"),
-        (signal.SIGKILL, {-9}, "optuna"),
+        (signal.SIGINT, {130}, {}),
+        (signal.SIGTERM, {143, 1}, {}),
+        (signal.SIGKILL, {-9}, {}),
+        (signal.SIGKILL, {-9}, {"algorithm": "optuna", "num_trials": 2, "seeds": 2}),
     ],
 )
-def test_an_ended_driver_goes_on_where_it_was(tmp_path, sent, codes, algorithm):
-    options = {"algorithm": algorithm, "program": {"epoch_s": 1.0}}
+def test_an_ended_driver_goes_on_where_it_was(tmp_path, sent, codes, sweep):
+    options = {"sweep": sweep, "program": {"epoch_s": 1.0}}
     process = start(tmp_path, "new", **options)
 
     def second_is_at_epoch_one() -> bool:
@@ -88,6 +88,9 @@ def test_an_ended_driver_goes_on_where_it_was(tmp_path, sent, codes, algorithm):
         assert attempts[1] in (["0", "1"], ["0", "2"]), "the interrupted trial did not go on from its checkpoint"
     else:  # its last report, which the driver had not seen any more, was enough to stop it
         assert attempts[1] in (["0"], ["0", "1"])
+    if "seeds" in sweep:
+        assert [trial["values"]["seed"] for trial in after] == [0, 1, 0, 1]
+        assert len({trial["values"]["optim.lr"] for trial in after}) == 2
     assert "RUNNING" not in statuses(tmp_path)
     started = len(list((tmp_path / "sweeps" / "s" / "trials").iterdir()))
     assert len(statuses(tmp_path)) == 1 + started, "the resumed sweep made new runs for old trials"

@@ -31,6 +31,7 @@ def main() -> int:
         "num_trials": 4,
         "max_concurrent": 1,
         "asha": {"grace_epochs": 2},
+        **options.get("sweep", {}),
     }
     sweep = load_sweep(section)
     plan = SweepPlan(

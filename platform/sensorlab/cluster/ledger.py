@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sensorlab.cluster.files import read_json, write_json
+from sensorlab.cluster.search.standing import standing
+from sensorlab.report.ranking import Ranking
 
 State = Literal["running", "done", "stopped", "failed", "interrupted"]
 
@@ -33,6 +35,7 @@ class TrialRecord:
     metrics: dict[str, float] = field(default_factory=dict)  # at the best epoch
     protocol: str = ""  # digest of what defines the objective: metric, threshold, split, dataset, ...
     rungs: dict[str, float] = field(default_factory=dict)  # epoch of a rung of the scheduler -> objective there
+    stopped_at: int | None = None  # epoch of the rung at which the scheduler stopped it
     best_checkpoint: str | None = None
     run_id: str | None = None  # of the tracking store
     seconds: float = 0.0  # wall time of all attempts
@@ -125,9 +128,18 @@ class Ledger:
         return sorted(self.trials.values(), key=key)
 
     def best(self) -> TrialRecord | None:
-        """The best trial that has a place in the ranking."""
-        first = next(iter(self.ranked()), None)
-        return first if first and self.ranks(first) else None
+        """The best trial of the best configuration: its configuration has the best mean over its repeats."""
+        ranking = self.standing()
+        if ranking is None:
+            return None
+        sign = -1.0 if self.mode == "max" else 1.0
+        repeats = (trial for trial in ranking.configurations[0].compared if trial.objective is not None)
+        best = min(repeats, key=lambda trial: (sign * (trial.objective or 0.0), trial.number))
+        return self.trials[best.trial_id]
+
+    def standing(self) -> Ranking | None:
+        """The configurations, best first, each with the mean of its repeats; ``None`` while nothing was measured."""
+        return standing(list(self.trials.values()), self.mode)
 
     def count(self, *states: State) -> int:
         return sum(record.state in states for record in list(self.trials.values()))

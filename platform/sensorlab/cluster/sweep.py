@@ -22,7 +22,7 @@ from sensorlab.cluster.plans import SWEEP, load_plan
 from sensorlab.cluster.preflight import concurrent_runs, open_tracking
 from sensorlab.cluster.progress import SweepLine, Ticker
 from sensorlab.cluster.start import Cluster
-from sensorlab.cluster.sweep_config import SweepConfig, load_sweep, log_scaled, tune_space
+from sensorlab.cluster.sweep_config import SweepConfig, load_sweep, log_scaled
 from sensorlab.cluster.table import failures, ranked_table, summary
 from sensorlab.cluster.trainer import demand, trains_in_process
 from sensorlab.cluster.trial import TrialPlan, run_trial
@@ -129,7 +129,10 @@ def _run(plan: SweepPlan, program: Program, resume: bool, concurrent: int, store
 
     sweep = plan.sweep
     needs = demand(plan.experiment, in_sweep=True)
-    print(f"sweep {plan.name}: {sweep.total_trials} trials, {concurrent} at a time, each with {needs.describe()}")
+    trials = f"{sweep.total_trials} trials"
+    if sweep.seeds > 1:
+        trials = f"{sweep.total_configurations} configurations with {sweep.seeds} seeds each, {trials}"
+    print(f"sweep {plan.name}: {trials}, {concurrent} at a time, each with {needs.describe()}")
     plan.save()
     ledger = Ledger(plan.directory / "ledger.json", sweep.mode)
     share_ledger(plan.directory, ledger)
@@ -190,20 +193,22 @@ def _new_tuner(plan: SweepPlan, trainable: Any, concurrent: int) -> Any:
 
     from sensorlab.cluster.halving import SuccessiveHalving
     from sensorlab.cluster.monitor import SweepCallback, SweepStopper
+    from sensorlab.cluster.search.searcher import SweepSearch
 
     sweep, directory = plan.sweep, str(plan.directory)
     max_epochs = _max_epochs(plan)
-    scheduler = None if max_epochs is None else SuccessiveHalving(directory, sweep.asha, max_epochs, sweep.mode)
+    scheduler = None
+    if max_epochs is not None:
+        scheduler = SuccessiveHalving(directory, sweep.asha, max_epochs, sweep.mode, repeats=sweep.seeds > 1)
     return tune.Tuner(
         trainable,
-        param_space=tune_space(sweep),
         tune_config=tune.TuneConfig(
             metric="objective",
             mode=sweep.mode,
-            search_alg=_search_algorithm(sweep, concurrent),
+            search_alg=SweepSearch(directory, sweep, plan.experiment.seed),
             scheduler=scheduler,
-            num_samples=1 if sweep.algorithm == "grid" else sweep.num_trials,
-            max_concurrent_trials=concurrent if sweep.algorithm == "optuna" else None,
+            num_samples=sweep.total_trials,
+            max_concurrent_trials=concurrent,
             time_budget_s=sweep.time_budget_s,
             reuse_actors=True,
             trial_name_creator=_trial_name,
@@ -237,18 +242,6 @@ def _trials_train_in_process(plan: SweepPlan) -> bool:
     return trains_in_process(plan.experiment.resources, in_sweep=True, local=False)
 
 
-def _search_algorithm(sweep: SweepConfig, concurrent: int) -> Any:
-    if sweep.algorithm == "optuna":
-        import optuna
-        from ray.tune.search.optuna import OptunaSearch
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        return OptunaSearch(sampler=optuna.samplers.TPESampler(seed=sweep.seed))
-    from ray.tune.search import BasicVariantGenerator
-
-    return BasicVariantGenerator(max_concurrent=concurrent, random_state=sweep.seed)
-
-
 def _trial_name(trial: Any) -> str:
     return str(trial.trial_id)
 
@@ -273,6 +266,8 @@ def _open_runs(plan: SweepPlan, store: Store | None) -> SweepRuns | None:
         return None
     sweep = plan.sweep
     described = {"algorithm": sweep.algorithm, "scheduler": sweep.scheduler, "num_trials": sweep.total_trials}
+    if sweep.seeds > 1:
+        described["seeds"] = sweep.seeds
     runs = SweepRuns(
         store,
         sweep_id=plan.name,

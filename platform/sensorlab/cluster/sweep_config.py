@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -92,6 +93,12 @@ class AshaConfig(StrictModel):
     reduction: float = Field(default=3.0, gt=1.0)  # rungs are at grace_epochs * reduction^k
 
 
+class TpeConfig(StrictModel):
+    """Tree-structured Parzen estimator: ``algorithm: optuna``."""
+
+    multivariate: bool = False  # models the searched keys jointly instead of each by itself
+
+
 class SweepConfig(StrictModel):
     """A search over an experiment."""
 
@@ -99,7 +106,9 @@ class SweepConfig(StrictModel):
     algorithm: Literal["random", "grid", "optuna"] = "random"
     scheduler: Literal["asha", "none"] = "asha"
     asha: AshaConfig = AshaConfig()
-    num_trials: int = Field(default=8, ge=1)  # ignored by grid, which runs every combination
+    tpe: TpeConfig = TpeConfig()
+    num_trials: int = Field(default=8, ge=1)  # configurations; ignored by grid, which runs every combination
+    seeds: int = Field(default=1, ge=1)  # trials of each configuration: with the experiment's seed, seed + 1, ...
     max_concurrent: int | None = Field(default=None, ge=1)  # None: as many as fit
     objective: str = "val/iou"
     mode: Literal["min", "max"] = "max"
@@ -115,6 +124,11 @@ class SweepConfig(StrictModel):
             for key, dimension in self.space.items():
                 if dimension.choice is None:
                     raise ValueError(f"algorithm grid needs 'choice' for every key; {key} has a range")
+        if self.seeds > 1 and "seed" in self.space:
+            raise ValueError(
+                f"seed is searched, and sweep.seeds={self.seeds} repeats every configuration with other seeds; "
+                "give one of the two"
+            )
         keys = sorted(self.space)
         for first, second in itertools.pairwise(keys):
             if second.startswith(f"{first}."):
@@ -122,13 +136,14 @@ class SweepConfig(StrictModel):
         return self
 
     @property
-    def total_trials(self) -> int:
+    def total_configurations(self) -> int:
         if self.algorithm != "grid":
             return self.num_trials
-        total = 1
-        for dimension in self.space.values():
-            total *= len(dimension.choice or ())
-        return total
+        return math.prod(len(dimension.choice or ()) for dimension in self.space.values())
+
+    @property
+    def total_trials(self) -> int:
+        return self.total_configurations * self.seeds
 
 
 def split_overrides(
@@ -255,14 +270,14 @@ def decode_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tune_space(sweep: SweepConfig) -> dict[str, Any]:
-    """The search space in Tune's terms, which every algorithm here understands."""
+    """The search space in Tune's terms, whose draws the random search makes."""
     from ray import tune
 
     space: dict[str, Any] = {}
     for key, dimension in sweep.space.items():
         if dimension.choice is not None:
             values = [encode_choice(value) for value in dimension.choice]
-            space[key] = tune.grid_search(values) if sweep.algorithm == "grid" else tune.choice(values)
+            space[key] = tune.choice(values)
         elif dimension.uniform is not None:
             space[key] = tune.uniform(*dimension.uniform)
         elif dimension.loguniform is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sensorlab.cluster.ledger import Ledger, TrialRecord
+from sensorlab.report.ranking import SEED, Configuration, Ranking
 from sensorlab.runs.table import aligned, duration, number
 
 
@@ -16,7 +17,14 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 
 
 def ranked_table(ledger: Ledger, objective: str) -> str:
-    """Rank, trial, objective and two related metrics, searched values, epochs, time, status."""
+    """Rank, trial, objective and two related metrics, searched values, epochs, time, status.
+
+    Where configurations were repeated with other seeds, a row is a configuration: mean, standard deviation between its
+    repeats and their number; the lines below say whether the best can be told from the others.
+    """
+    ranking = ledger.standing()
+    if ranking is not None and any(len(configuration.trials) > 1 for configuration in ranking.configurations):
+        return "\n".join([_configurations(ledger, ranking, objective), "", *verdict(ranking, objective)])
     ranked = ledger.ranked()
     keys = sorted({key for record in ranked for key in record.values})
     shorts = short_keys(keys)
@@ -39,6 +47,77 @@ def ranked_table(ledger: Ledger, objective: str) -> str:
     return aligned([header, *rows])
 
 
+def _configurations(ledger: Ledger, ranking: Ranking, objective: str) -> str:
+    metrics = _further_metrics(ledger.trials.values(), objective)
+    keys = sorted({key for record in ledger.trials.values() for key in record.values} - {SEED})
+    shorts = short_keys(keys)
+    header = ["rank", "trials", objective, "±", "n", *metrics, *(shorts[key] for key in keys)]
+    rows = [[*header, "epochs", "time", "status"]]
+    for rank, configuration in enumerate(ranking.configurations, start=1):
+        means = [_mean([trial.metrics.get(name) for trial in configuration.compared]) for name in metrics]
+        states = [trial.state for trial in configuration.trials]
+        rows.append(
+            [
+                str(rank),
+                _numbers(configuration),
+                number(configuration.mean),
+                number(configuration.deviation),
+                str(len(configuration.compared)),
+                *(number(mean) for mean in means),
+                *(number(configuration.values.get(key)) for key in keys),
+                str(configuration.epoch),
+                duration(sum(trial.seconds for trial in configuration.trials)),
+                ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)),
+            ]
+        )
+    ranked = {trial.trial_id for trial in ranking.trials}
+    for record in ledger.trials.values():
+        if record.trial_id not in ranked:
+            values = [number(record.values.get(key)) for key in keys]
+            blank = [number(None)] * (3 + len(metrics))
+            rows.append(
+                ["-", f"#{record.number}", *blank, *values, str(record.epoch), duration(record.seconds), record.state]
+            )
+    return aligned(rows)
+
+
+def verdict(ranking: Ranking, objective: str) -> list[str]:
+    """The best configuration, and whether it differs from the others by more than seeds do."""
+    best = ranking.configurations[0]
+    lines = [f"best configuration: {_numbers(best)}, {objective} {spread(best)}"]
+    if not ranking.rivals:
+        return [*lines, "no other configuration trained as long, so nothing is compared with it"]
+    second, difference = ranking.rivals[0]
+    if difference.p is None:
+        lines.append(f"whether it differs from the next, {_numbers(second)}, is unknown ({difference.test})")
+    elif difference.is_clear:
+        lines.append(f"it differs from the next, {_numbers(second)} (p = {difference.p:.2g}, {difference.test})")
+    else:
+        lines.append(
+            f"NOT DISTINGUISHABLE from the next, {_numbers(second)}, {objective} {spread(second)}: "
+            f"p = {difference.p:.2g} ({difference.test}); more seeds would tell"
+        )
+    others = [_numbers(other) for other in ranking.unclear if other is not second]
+    if others:
+        lines.append(f"nor from {'; '.join(others)}" if not difference.is_clear else f"not from {'; '.join(others)}")
+    return lines
+
+
+def spread(configuration: Configuration) -> str:
+    """``0.374 ± 0.012 (n = 3)``; a single training has no ±."""
+    deviation = "" if configuration.deviation is None else f" ± {number(configuration.deviation)}"
+    return f"{number(configuration.mean)}{deviation} (n = {len(configuration.compared)})"
+
+
+def _numbers(configuration: Configuration) -> str:
+    return " ".join(f"#{trial.number}" for trial in configuration.trials)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 def failures(ledger: Ledger) -> list[str]:
     """One line per trial without a place in the ranking: its number and why."""
     lines = []
@@ -52,7 +131,7 @@ def failures(ledger: Ledger) -> list[str]:
 
 def summary(ledger: Ledger, **extra: Any) -> dict[str, Any]:
     """The outcome as plain data: the sweep's last line on stdout."""
-    best = ledger.best()
+    best, ranking = ledger.best(), ledger.standing()
     trials = list(ledger.trials.values())
     return {
         **extra,
@@ -72,6 +151,22 @@ def summary(ledger: Ledger, **extra: Any) -> dict[str, Any]:
             "run_id": best.run_id,
             "config_digest": best.config_digest,
         },
+        "best_configuration": None if ranking is None else _configuration(ranking),
+    }
+
+
+def _configuration(ranking: Ranking) -> dict[str, Any]:
+    """The best configuration; ``distinguishable`` from the next best: ``None`` where no test is possible."""
+    best = ranking.configurations[0]
+    difference = ranking.rivals[0][1] if ranking.rivals else None
+    return {
+        "trials": [trial.number for trial in best.trials],
+        "values": best.values,
+        "mean": best.mean,
+        "deviation": best.deviation,
+        "n": len(best.compared),
+        "distinguishable": None if difference is None or difference.p is None else difference.is_clear,
+        "p": None if difference is None else difference.p,
     }
 
 

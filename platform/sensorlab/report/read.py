@@ -84,7 +84,10 @@ def expected_trials(search: Mapping[str, Any]) -> int | None:
         count = 1
         for spec in space.values():
             count *= len(spec.get("choice") or ())
-    return count if isinstance(count, int) and count > 0 else None
+    seeds = search.get("seeds", 1)
+    if not (isinstance(count, int) and count > 0 and isinstance(seeds, int) and seeds > 0):
+        return None
+    return count * seeds
 
 
 def _dimension(key: str, spec: Mapping[str, Any]) -> Dimension:

@@ -1,0 +1,93 @@
+"""Algorithms that propose configurations.
+
+A proposer has no state. What it proposes is a function of the sweep's seed, of the configuration's position in the
+sweep, and of the outcomes of the configurations before it. Trials that run when a configuration is proposed are
+``pending``: a sweep of several trials at a time therefore depends on when they end, as every such search does.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from sensorlab.cluster.sweep_config import SweepConfig, encode_choice, tune_space
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A configuration: searched key to value, choices encoded by ``encode_choice``. ``notes``: the proposer's own."""
+
+    values: Mapping[str, Any]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a proposal.
+
+    Attributes:
+        state: ``pending`` until all of its repeats have ended, ``failed`` if none of them has an objective.
+        value: mean objective of its repeats; ``None`` unless it is ``complete``.
+    """
+
+    proposal: Proposal
+    state: Literal["pending", "complete", "failed"]
+    value: float | None = None
+
+
+class Proposer(Protocol):
+    """Proposes the configuration of a position, given the outcomes of all before it."""
+
+    def propose(self, history: Sequence[Outcome]) -> Proposal | None:
+        """The next configuration, at position ``len(history)``; ``None``: there are no more."""
+
+
+class Grid:
+    """Every combination; the values of the first key in alphabetical order change fastest."""
+
+    def __init__(self, sweep: SweepConfig) -> None:
+        self._combinations = grid_of(sweep)
+
+    def propose(self, history: Sequence[Outcome]) -> Proposal | None:
+        position = len(history)
+        return Proposal(self._combinations[position]) if position < len(self._combinations) else None
+
+
+class Random:
+    """Independent draws."""
+
+    def __init__(self, sweep: SweepConfig) -> None:
+        generator = np.random.default_rng(sweep.seed)
+        space = tune_space(sweep)
+        # All draws are made at once: a later position is then the same whether or not the sweep was restored.
+        draws = (
+            {key: domain.sample(random_state=generator) for key, domain in space.items()}
+            for _ in range(sweep.num_trials)
+        )
+        self._drawn = list(draws)
+
+    def propose(self, history: Sequence[Outcome]) -> Proposal | None:
+        position = len(history)
+        return Proposal(self._drawn[position]) if position < len(self._drawn) else None
+
+
+def grid_of(sweep: SweepConfig) -> list[dict[str, Any]]:
+    """The combinations of a grid."""
+    keys = sorted(sweep.space, reverse=True)
+    choices = [[encode_choice(value) for value in sweep.space[key].choice or ()] for key in keys]
+    return [dict(zip(keys, combination, strict=True)) for combination in itertools.product(*choices)]
+
+
+def new_proposer(sweep: SweepConfig) -> Proposer:
+    """The proposer that ``sweep.algorithm`` names."""
+    if sweep.algorithm == "grid":
+        return Grid(sweep)
+    if sweep.algorithm == "random":
+        return Random(sweep)
+    from sensorlab.cluster.search.optuna_proposer import OptunaProposer
+
+    return OptunaProposer(sweep)

@@ -1,0 +1,77 @@
+"""The searcher that Tune asks: configurations of a proposer, each with several seeds.
+
+Tune's own ``Repeater`` marks a repeat by an extra key in its configuration, averages what each repeat reported last,
+however long it trained, and advises against schedulers that stop trials. Here a repeat differs in the experiment's
+``seed``, and the searcher is told the mean that the ranking has, once all repeats have ended.
+
+What was proposed is saved by Tune together with its list of trials; what became of it is in the ledger. Both are all
+that a restored sweep needs.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from sensorlab.cluster.ledger import shared_ledger
+from sensorlab.cluster.search.propose import Outcome, Proposal, new_proposer
+from sensorlab.cluster.search.standing import mean_objective
+from sensorlab.cluster.sweep_config import SweepConfig
+from sensorlab.report.ranking import SEED
+
+
+@dataclass
+class Repeated:
+    """A proposal and the ids of its trials, in the order of their seeds."""
+
+    proposal: Proposal
+    trial_ids: list[str] = field(default_factory=list)
+
+
+class SweepSearch(Searcher):
+    """Proposes trial after trial: all seeds of a configuration, then the next one."""
+
+    def __init__(self, sweep_dir: str, sweep: SweepConfig, base_seed: int) -> None:
+        super().__init__(metric="objective", mode=sweep.mode)
+        self._sweep_dir = sweep_dir
+        self._sweep = sweep
+        self._base_seed = base_seed
+        self._proposer = new_proposer(sweep)
+        self._proposed: list[Repeated] = []
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True  # the sweep says all of it
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        if not self._proposed or len(self._proposed[-1].trial_ids) == self._sweep.seeds:
+            proposal = self._proposer.propose([self._outcome(repeated) for repeated in self._proposed])
+            if proposal is None:
+                return str(Searcher.FINISHED)
+            self._proposed.append(Repeated(proposal))
+        current = self._proposed[-1]
+        values = dict(current.proposal.values)
+        if self._sweep.seeds > 1:
+            values[SEED] = self._base_seed + len(current.trial_ids)
+        current.trial_ids.append(trial_id)
+        return values
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing to keep: the ledger knows what became of the trial."""
+
+    def _outcome(self, repeated: Repeated) -> Outcome:
+        known = shared_ledger(self._sweep_dir).trials
+        records = [known[trial_id] for trial_id in repeated.trial_ids if trial_id in known]
+        if len(records) < self._sweep.seeds or not all(record.ended for record in records):
+            return Outcome(repeated.proposal, "pending")
+        mean = mean_objective(records, self._sweep.mode)
+        return Outcome(repeated.proposal, "failed" if mean is None else "complete", mean)
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).write_bytes(pickle.dumps(self._proposed))
+
+    def restore(self, checkpoint_path: str) -> None:
+        self._proposed = pickle.loads(Path(checkpoint_path).read_bytes())
