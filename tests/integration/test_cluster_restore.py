@@ -55,6 +55,7 @@ def statuses(root: Path) -> list[str]:
         (signal.SIGTERM, {143, 1}, {}),
         (signal.SIGKILL, {-9}, {}),
         (signal.SIGKILL, {-9}, {"algorithm": "optuna", "num_trials": 2, "seeds": 2}),
+        (signal.SIGKILL, {-9}, {"algorithm": "evolution", "evolution": {"initial": 1}}),
     ],
 )
 def test_an_ended_driver_goes_on_where_it_was(tmp_path, sent, codes, sweep):
@@ -71,7 +72,7 @@ def test_an_ended_driver_goes_on_where_it_was(tmp_path, sent, codes, sweep):
     before = trials(tmp_path)
     log = (tmp_path / "new.log").read_text()
     if sent != signal.SIGKILL:
-        assert "Continue with: python experiments/tune_bev.py --resume s" in log
+        assert f"Continue with: python experiments/tune_bev.py --resume {tmp_path / 'sweeps' / 's'}" in log
         assert "RUNNING" not in statuses(tmp_path)
 
     resumed = start(tmp_path, "resume", **options)

@@ -105,8 +105,12 @@ def check_sweep(plan: SweepPlan, cluster: Cluster) -> tuple[int, Store | None]:
     """What takes seconds to know: (trials at a time, tracking store). Making a dataset, which may take hours, is next.
 
     Raises:
-        UserError: it does not fit on the cluster, the store cannot be used, or the scheduler has no epochs to go by.
+        UserError: it does not fit on the cluster, the store cannot be used, the scheduler has no epochs to go by, or
+            a package that the search needs is not installed.
     """
+    from sensorlab.cluster.search.optuna_proposer import check_available
+
+    check_available(plan.sweep)
     _max_epochs(plan)
     concurrent = concurrent_runs(demand(plan.experiment, in_sweep=True), cluster.nodes, plan.sweep.max_concurrent)
     return concurrent, open_tracking(plan.tracking_uri, plan.experiment.tracking.experiment, len(cluster.nodes))

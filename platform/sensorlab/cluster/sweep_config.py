@@ -20,10 +20,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from sensorlab.cluster.search.space import combinations, parents_first, same
 from sensorlab.config import StrictModel, apply_overrides, canonical_json, flatten, merge, nested, parse_yaml, validate
 from sensorlab.errors import UserError
 
 _SPACE_PREFIX = "sweep.space."
+_ROUNDING = 1e-9  # 0.3 / 0.1 is a little less than 3
 
 # Keys that a trial cannot have a value of its own for, and why: whoever searched them would compare equal trials.
 _COMMON_TO_ALL = {
@@ -44,7 +46,7 @@ _COMMON_TO_RUNGS = dict.fromkeys(
 
 
 class Dimension(StrictModel):
-    """Values of one searched key: exactly one of these."""
+    """Values of one searched key: exactly one kind of them; ``when`` makes it conditional."""
 
     choice: tuple[Any, ...] | None = None  # one of the listed values
     uniform: tuple[float, float] | None = None  # [low, high)
@@ -52,14 +54,16 @@ class Dimension(StrictModel):
     quniform: tuple[float, float, float] | None = None  # low, high, multiples of the third number
     integer: tuple[int, int] | None = None  # low ... high, both included
     loginteger: tuple[int, int] | None = None  # low ... high, uniform in the logarithm
+    when: dict[str, Any] = Field(
+        default_factory=dict
+    )  # searched only where these other searched keys have these values
 
     @model_validator(mode="after")
     def _one_kind(self) -> Dimension:
-        kinds = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        names = [name for name in type(self).model_fields if name != "when"]
+        kinds = [name for name in names if getattr(self, name) is not None]
         if len(kinds) != 1:
-            raise ValueError(
-                f"give exactly one of {', '.join(type(self).model_fields)}; found {', '.join(kinds) or 'none'}"
-            )
+            raise ValueError(f"give exactly one of {', '.join(names)}; found {', '.join(kinds) or 'none'}")
         values = getattr(self, kinds[0])
         if self.choice is not None:
             if not values:
@@ -78,12 +82,20 @@ class Dimension(StrictModel):
     def is_log(self) -> bool:
         return self.loguniform is not None or self.loginteger is not None
 
+    @property
+    def multiples(self) -> tuple[float, float, float]:
+        """The smallest and the largest multiple of the quantum within the bounds of ``quniform``, and the quantum."""
+        low, high, quantum = self.quniform or (0.0, 0.0, 1.0)
+        first = math.ceil(low / quantum - _ROUNDING) * quantum
+        last = math.floor(high / quantum + _ROUNDING) * quantum
+        return max(low, first), min(high, last), quantum
+
     def samples(self) -> tuple[Any, ...]:
         """Values that stand for all others when the dimension is checked: every choice, or both ends."""
         if self.choice is not None:
             return self.choice
         bounds = self.uniform or self.loguniform or self.integer or self.loginteger
-        return bounds if bounds is not None else (self.quniform or ())[:2]
+        return bounds if bounds is not None else self.multiples[:2]
 
 
 class AshaConfig(StrictModel):
@@ -99,14 +111,26 @@ class TpeConfig(StrictModel):
     multivariate: bool = False  # models the searched keys jointly instead of each by itself
 
 
+class EvolutionConfig(StrictModel):
+    """Mutants of the best configurations, as YOLOv5 evolves its hyperparameters: ``algorithm: evolution``."""
+
+    initial: int = Field(default=5, ge=1)  # configurations that are drawn at random first
+    parents: int = Field(default=5, ge=1)  # the best so many may have offspring
+    mutation_probability: float = Field(default=0.8, gt=0, le=1)  # of each number
+    sigma: float = Field(default=0.2, gt=0)  # scale of the mutations, relative to the value
+    choice_probability: float = Field(default=0.2, ge=0, le=1)  # that a choice changes into another
+    gains: dict[str, float] = {}  # searched key -> factor of sigma (1); 0: never mutated
+
+
 class SweepConfig(StrictModel):
     """A search over an experiment."""
 
     space: dict[str, Dimension] = Field(min_length=1)  # dotted key of the experiment -> values
-    algorithm: Literal["random", "grid", "optuna"] = "random"
+    algorithm: Literal["random", "grid", "optuna", "cmaes", "evolution"] = "random"  # optuna: TPE
     scheduler: Literal["asha", "none"] = "asha"
     asha: AshaConfig = AshaConfig()
     tpe: TpeConfig = TpeConfig()
+    evolution: EvolutionConfig = EvolutionConfig()
     num_trials: int = Field(default=8, ge=1)  # configurations; ignored by grid, which runs every combination
     seeds: int = Field(default=1, ge=1)  # trials of each configuration: with the experiment's seed, seed + 1, ...
     max_concurrent: int | None = Field(default=None, ge=1)  # None: as many as fit
@@ -119,27 +143,57 @@ class SweepConfig(StrictModel):
     max_failures: int = Field(default=2, ge=0)  # restarts of one trial after a crash; it continues from its checkpoint
 
     @model_validator(mode="after")
-    def _grid_has_choices(self) -> SweepConfig:
+    def _algorithm_fits(self) -> SweepConfig:
         if self.algorithm == "grid":
             for key, dimension in self.space.items():
                 if dimension.choice is None:
                     raise ValueError(f"algorithm grid needs 'choice' for every key; {key} has a range")
+        if self.algorithm == "cmaes":
+            ranges = [key for key, dim in self.space.items() if dim.choice is None and not dim.when]
+            if len(ranges) < 2:
+                raise ValueError(
+                    "algorithm cmaes needs two ranges or more without 'when'; found " + (", ".join(ranges) or "none")
+                )
+        for key in self.evolution.gains:
+            if key not in self.space:
+                raise ValueError(f"evolution.gains: {key} is not searched")
+        if self.evolution.gains and not any(self.evolution.gains.get(key, 1.0) > 0 for key in self.space):
+            raise ValueError(
+                "evolution.gains: nothing can mutate; leave out one key at least, or give it a gain above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> SweepConfig:
         if self.seeds > 1 and "seed" in self.space:
             raise ValueError(
                 f"seed is searched, and sweep.seeds={self.seeds} repeats every configuration with other seeds; "
                 "give one of the two"
             )
-        keys = sorted(self.space)
-        for first, second in itertools.pairwise(keys):
+        for first, second in itertools.pairwise(sorted(self.space)):
             if second.startswith(f"{first}."):
                 raise ValueError(f"{second} lies inside of {first}, which is searched as a whole")
+        for key, conditions in self.conditions.items():
+            for parent, value in conditions.items():
+                choices = self.space[parent].choice if parent in self.space else None
+                if choices is None:
+                    raise ValueError(f"{key}: when names {parent}, which is not searched with 'choice'")
+                if not any(same(value, choice) for choice in choices):
+                    raise ValueError(f"{key}: when {parent} is {value!r}, which is none of its choices {list(choices)}")
+        parents_first(self.space, self.conditions)
         return self
+
+    @property
+    def conditions(self) -> dict[str, dict[str, Any]]:
+        """Conditional key -> what it depends on."""
+        return {key: dimension.when for key, dimension in self.space.items() if dimension.when}
 
     @property
     def total_configurations(self) -> int:
         if self.algorithm != "grid":
             return self.num_trials
-        return math.prod(len(dimension.choice or ()) for dimension in self.space.values())
+        choices = {key: dimension.choice or () for key, dimension in self.space.items()}
+        return len(combinations(choices, self.conditions))
 
     @property
     def total_trials(self) -> int:
@@ -213,9 +267,17 @@ def check_space(
                 )
         for value in dimension.samples():
             try:
-                build(merge(base, nested(key, value)))
+                build(merge(resolve(base, _needed_for(key, sweep.conditions)), nested(key, value)))
             except UserError as error:
                 raise UserError(f"sweep.space.{key}: the value {value!r} does not fit: {error}") from None
+
+
+def _needed_for(key: str, conditions: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Values that other searched keys have wherever ``key`` is searched."""
+    needed: dict[str, Any] = {}
+    for parent, value in conditions.get(key, {}).items():
+        needed |= _needed_for(parent, conditions) | {parent: value}
+    return needed
 
 
 def _refuse_common(key: str, dimension: Dimension, common: Mapping[str, str]) -> None:
@@ -283,7 +345,7 @@ def tune_space(sweep: SweepConfig) -> dict[str, Any]:
         elif dimension.loguniform is not None:
             space[key] = tune.loguniform(*dimension.loguniform)
         elif dimension.quniform is not None:
-            space[key] = tune.quniform(*dimension.quniform)
+            space[key] = tune.quniform(*dimension.multiples)
         elif dimension.integer is not None:
             space[key] = tune.randint(dimension.integer[0], dimension.integer[1] + 1)
         elif dimension.loginteger is not None:

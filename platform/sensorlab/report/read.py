@@ -14,6 +14,7 @@ from typing import Any
 from sensorlab.cluster.files import read_json
 from sensorlab.cluster.lease import DRIVER, STALE_S
 from sensorlab.cluster.plans import SWEEP
+from sensorlab.cluster.search.space import combinations
 from sensorlab.errors import UserError
 from sensorlab.report.content import Dimension, Mode, Status, Sweep, Trial
 from sensorlab.report.read_trial import read_trial
@@ -81,9 +82,8 @@ def expected_trials(search: Mapping[str, Any]) -> int | None:
     space = search.get("space") or {}
     count = search.get("num_trials")
     if search.get("algorithm") == "grid":
-        count = 1
-        for spec in space.values():
-            count *= len(spec.get("choice") or ())
+        choices = {key: spec.get("choice") or () for key, spec in space.items()}
+        count = len(combinations(choices, {key: spec.get("when") or {} for key, spec in space.items()}))
     seeds = search.get("seeds", 1)
     if not (isinstance(count, int) and count > 0 and isinstance(seeds, int) and seeds > 0):
         return None

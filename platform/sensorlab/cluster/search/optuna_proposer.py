@@ -6,7 +6,7 @@ Nothing of Optuna has to be saved, and a restored sweep is asked the same questi
 
 from __future__ import annotations
 
-import math
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -17,32 +17,51 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sensorlab.cluster.search.propose import Outcome, Proposal
-from sensorlab.cluster.sweep_config import Dimension, SweepConfig, encode_choice
+from sensorlab.cluster.search.space import is_active, parents_first
+from sensorlab.cluster.sweep_config import Dimension, SweepConfig, decode_values, encode_choice
+from sensorlab.errors import UserError
 
 _STATES = {"pending": TrialState.RUNNING, "complete": TrialState.COMPLETE, "failed": TrialState.FAIL}
 
 
 class OptunaProposer:
-    """``algorithm: optuna``, the tree-structured Parzen estimator (Bergstra et al., NIPS 2011)."""
+    """The tree-structured Parzen estimator (Bergstra et al., NIPS 2011) and CMA-ES.
+
+    CMA-ES (Hansen & Ostermeier, Evolutionary Computation 9, 2001) moves in the ranges that are always searched;
+    choices and conditional dimensions are drawn at random beside it. Its state is kept in the notes of the proposals.
+    """
 
     def __init__(self, sweep: SweepConfig) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of choices, which cmaes draws at random
         self._sweep = sweep
-        self._space = {key: distribution(dimension) for key, dimension in sweep.space.items()}
+        order = parents_first(sweep.space, sweep.conditions)
+        self._space = {key: distribution(sweep.space[key]) for key in order}
 
     def propose(self, history: Sequence[Outcome]) -> Proposal | None:
         direction = "maximize" if self._sweep.mode == "max" else "minimize"
         study = optuna.create_study(direction=direction, sampler=self._sampler(len(history)))
         study.add_trials([self._trial(outcome) for outcome in history])
         trial = study.ask()
-        return Proposal({key: _suggest(trial, key, space) for key, space in self._space.items()})
+        values: dict[str, Any] = {}
+        for key, space in self._space.items():
+            if is_active(key, decode_values(values), self._sweep.conditions):
+                values[key] = _suggest(trial, key, space)
+        return Proposal(values, dict(study.trials[trial.number].system_attrs))
 
     def _sampler(self, position: int) -> optuna.samplers.BaseSampler:
         seed = int(np.random.SeedSequence((self._sweep.seed, position)).generate_state(1)[0])
-        with warnings.catch_warnings():  # constant_liar and multivariate are marked as experimental
+        if self._sweep.algorithm == "cmaes":
+            return optuna.samplers.CmaEsSampler(seed=seed)
+        multivariate = self._sweep.tpe.multivariate
+        with warnings.catch_warnings():  # constant_liar, multivariate and group are marked as experimental
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # Configurations that are still in training count as bad ones, so their neighbours are not proposed again.
-            return optuna.samplers.TPESampler(seed=seed, multivariate=self._sweep.tpe.multivariate, constant_liar=True)
+            return optuna.samplers.TPESampler(
+                seed=seed,
+                constant_liar=True,
+                multivariate=multivariate,
+                group=multivariate and bool(self._sweep.conditions),  # a model of its own for each set of active keys
+            )
 
     def _trial(self, outcome: Outcome) -> FrozenTrial:
         values = dict(outcome.proposal.values)
@@ -51,6 +70,15 @@ class OptunaProposer:
             value=outcome.value,
             params=values,
             distributions={key: self._space[key] for key in values},
+            system_attrs=dict(outcome.proposal.notes),
+        )
+
+
+def check_available(sweep: SweepConfig) -> None:
+    """Raise ``UserError`` if what the algorithm needs is not installed."""
+    if sweep.algorithm == "cmaes" and importlib.util.find_spec("cmaes") is None:
+        raise UserError(
+            "sweep.algorithm=cmaes needs the package 'cmaes', which is not installed: pip install 'sensorlab[cmaes]'"
         )
 
 
@@ -67,9 +95,8 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     if dimension.choice is not None:
         return CategoricalDistribution([encode_choice(value) for value in dimension.choice])
     if dimension.quniform is not None:
-        low, high, quantum = dimension.quniform
-        first, last = math.ceil(low / quantum), math.floor(high / quantum)  # Optuna counts quanta from the lower bound
-        return FloatDistribution(first * quantum, last * quantum, step=quantum)
+        low, high, quantum = dimension.multiples
+        return FloatDistribution(low, high, step=quantum)
     integers = dimension.integer or dimension.loginteger
     if integers is not None:
         return IntDistribution(*integers, log=dimension.is_log)

@@ -7,14 +7,14 @@ sweep, and of the outcomes of the configurations before it. Trials that run when
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from sensorlab.cluster.sweep_config import SweepConfig, encode_choice, tune_space
+from sensorlab.cluster.search.space import combinations, drop_inactive
+from sensorlab.cluster.sweep_config import SweepConfig, decode_values, encode_choice, tune_space
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class Grid:
     """Every combination; the values of the first key in alphabetical order change fastest."""
 
     def __init__(self, sweep: SweepConfig) -> None:
-        self._combinations = grid_of(sweep)
+        choices = {key: dimension.choice or () for key, dimension in sweep.space.items()}
+        found = combinations(choices, sweep.conditions)
+        self._combinations = [{key: encode_choice(value) for key, value in values.items()} for values in found]
 
     def propose(self, history: Sequence[Outcome]) -> Proposal | None:
         position = len(history)
@@ -68,18 +70,12 @@ class Random:
             {key: domain.sample(random_state=generator) for key, domain in space.items()}
             for _ in range(sweep.num_trials)
         )
-        self._drawn = list(draws)
+        active = [drop_inactive(decode_values(values), sweep.conditions) for values in draws]
+        self._drawn = [{key: encode_choice(value) for key, value in values.items()} for values in active]
 
     def propose(self, history: Sequence[Outcome]) -> Proposal | None:
         position = len(history)
         return Proposal(self._drawn[position]) if position < len(self._drawn) else None
-
-
-def grid_of(sweep: SweepConfig) -> list[dict[str, Any]]:
-    """The combinations of a grid."""
-    keys = sorted(sweep.space, reverse=True)
-    choices = [[encode_choice(value) for value in sweep.space[key].choice or ()] for key in keys]
-    return [dict(zip(keys, combination, strict=True)) for combination in itertools.product(*choices)]
 
 
 def new_proposer(sweep: SweepConfig) -> Proposer:
@@ -88,6 +84,10 @@ def new_proposer(sweep: SweepConfig) -> Proposer:
         return Grid(sweep)
     if sweep.algorithm == "random":
         return Random(sweep)
+    if sweep.algorithm == "evolution":
+        from sensorlab.cluster.search.evolution import Evolution
+
+        return Evolution(sweep)
     from sensorlab.cluster.search.optuna_proposer import OptunaProposer
 
     return OptunaProposer(sweep)
