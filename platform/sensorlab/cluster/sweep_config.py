@@ -54,9 +54,7 @@ class Dimension(StrictModel):
     quniform: tuple[float, float, float] | None = None  # low, high, multiples of the third number
     integer: tuple[int, int] | None = None  # low ... high, both included
     loginteger: tuple[int, int] | None = None  # low ... high, uniform in the logarithm
-    when: dict[str, Any] = Field(
-        default_factory=dict
-    )  # searched only where these other searched keys have these values
+    when: Mapping[str, Any] = {}  # searched only where these other searched keys have these values
 
     @model_validator(mode="after")
     def _one_kind(self) -> Dimension:
@@ -119,7 +117,7 @@ class EvolutionConfig(StrictModel):
     mutation_probability: float = Field(default=0.8, gt=0, le=1)  # of each number
     sigma: float = Field(default=0.2, gt=0)  # scale of the mutations, relative to the value
     choice_probability: float = Field(default=0.2, ge=0, le=1)  # that a choice changes into another
-    gains: dict[str, float] = {}  # searched key -> factor of sigma (1); 0: never mutated
+    gains: Mapping[str, float] = {}  # searched key -> factor of sigma (1); 0: never mutated
 
 
 class SweepConfig(StrictModel):
@@ -184,7 +182,7 @@ class SweepConfig(StrictModel):
         return self
 
     @property
-    def conditions(self) -> dict[str, dict[str, Any]]:
+    def conditions(self) -> dict[str, Mapping[str, Any]]:
         """Conditional key -> what it depends on."""
         return {key: dimension.when for key, dimension in self.space.items() if dimension.when}
 
