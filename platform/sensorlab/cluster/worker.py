@@ -131,7 +131,7 @@ class Reporter(Callback):
         if not self._evaluated:
             return
         self._evaluated = False
-        best = training.store.best()
+        best = training.store.best() if training.workers.is_main else None  # reads the whole checkpoint
         self.report(
             epoch=training.cursor.epochs_begun,
             step=training.cursor.step,

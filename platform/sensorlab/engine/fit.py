@@ -82,7 +82,9 @@ def fit(
     if training.workers.is_main:
         training.store.retain()  # the attempt that wrote the last checkpoint may have died before it could
     _tell_end(training)
-    best, last = training.store.best(), training.store.latest()
+    # The main worker looks for all: it alone knows that nothing is being removed.
+    found = (training.store.best(), training.store.latest()) if training.workers.is_main else (None, None)
+    best, last = training.workers.gather(found)[0]
     return FitResult(
         metrics=training.metrics,
         steps=training.cursor.step,
@@ -135,6 +137,8 @@ def _start(training: Training, train_stream: SampleStream, val_stream: SampleStr
         training.restore(latest)
     elif training.config.train.init is not None:
         training.load_initial_weights(training.config.train.init)
+    if training.workers.is_main:  # after the restore: a configuration that it refuses sets nothing aside
+        training.store.set_aside(newer_than=found)
     training.check_classes(is_needed=train_stream.is_adaptive)
     for callback in training.callbacks:
         callback.on_fit_start(training)

@@ -130,7 +130,7 @@ class IntervalMeter:
         self._sums: dict[str, float] = {}  # of the steps before the last ``_collect``
         self._pending: list[StepRecord] = []
         self._steps = 0
-        self._updates = 0  # steps whose losses are in the sums
+        self._counts: dict[str, float] = {}  # by name: steps that are in its sum
         self._num_samples = 0
         self._data_wait_s = 0.0
         self._step_s = 0.0
@@ -147,7 +147,6 @@ class IntervalMeter:
                 entries += record.losses.items()
                 entries += record.extras.items()
                 entries.append(("grad_norm", record.grad_norm))
-                self._updates += 1
             self._steps += 1
             self._num_samples += record.num_samples
             self._data_wait_s += record.data_wait_s
@@ -157,6 +156,7 @@ class IntervalMeter:
             values = read_scalars([value for _, value in entries])
             for (name, _), value in zip(entries, values, strict=True):
                 self._sums[name] = self._sums.get(name, 0.0) + value
+                self._counts[name] = self._counts.get(name, 0.0) + 1.0
         self._pending.clear()
 
     def reduce(self, workers: WorkerGroup, timer: StepTimer) -> dict[str, float]:
@@ -165,7 +165,7 @@ class IntervalMeter:
             return {}
         self._collect()
         steps = self._steps
-        metrics = workers.mean({f"train/{name}": value / self._updates for name, value in self._sums.items()})
+        metrics = workers.mean({f"train/{name}": value / self._counts[name] for name, value in self._sums.items()})
         times = {"perf/data_wait_s": self._data_wait_s / steps, "perf/step_s": self._step_s / steps}
         slowest = workers.max({**times, **timer.collect()})
         metrics.update(slowest)
@@ -181,9 +181,9 @@ class IntervalMeter:
         self._collect()
         return {
             "steps": self._steps,
-            "updates": self._updates,
             "num_samples": self._num_samples,
             "sums": dict(self._sums),
+            "counts": dict(self._counts),
             "data_wait_s": self._data_wait_s,
             "step_s": self._step_s,
             "lr": self._lr,
@@ -197,7 +197,15 @@ class IntervalMeter:
         """
         own = dict(states[workers.rank if len(states) == workers.world_size else 0])
         if len(states) != workers.world_size:
-            own["sums"] = {name: sum(state["sums"][name] for state in states) / len(states) for name in own["sums"]}
-        self._steps, self._updates, self._num_samples = own["steps"], own["updates"], own["num_samples"]
+            own["sums"] = _mean_by_name([state["sums"] for state in states])
+            own["counts"] = _mean_by_name([state["counts"] for state in states])
+        self._steps, self._num_samples = own["steps"], own["num_samples"]
         self._data_wait_s, self._step_s = own["data_wait_s"], own["step_s"]
-        self._sums, self._lr = dict(own["sums"]), own["lr"]
+        self._sums, self._counts, self._lr = dict(own["sums"]), dict(own["counts"]), own["lr"]
+
+
+def _mean_by_name(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each name over the parts that have it."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    values = {name: [part[name] for part in parts if name in part] for name in names}
+    return {name: sum(found) / len(found) for name, found in values.items()}
