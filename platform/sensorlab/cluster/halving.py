@@ -1,20 +1,17 @@
 """Asynchronous successive halving (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020).
 
-The decisions are those of Ray's own scheduler (a test compares them). What is different: its state is the ledger, so
-a restored sweep decides with all that it had seen. Tune does not save the state of schedulers.
+The decisions of :class:`SuccessiveHalving` are those of Ray's own scheduler (a test compares them).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from sensorlab.cluster.ledger import Ledger, TrialRecord, shared_ledger
-from sensorlab.cluster.search.standing import configuration_key
+from sensorlab.cluster.ledger import TrialRecord
+from sensorlab.cluster.search.stopping import EarlyStopping
 from sensorlab.cluster.sweep_config import AshaConfig
 
 
@@ -33,53 +30,54 @@ def survives(value: float, earlier: list[float], reduction: float, mode: str) ->
     return bool(sign * value >= cutoff)
 
 
-class SuccessiveHalving(FIFOScheduler):
-    """Stops a trial that falls behind at a rung.
-
-    Where configurations are repeated with several seeds, like is compared with like: the first repeat of a
-    configuration competes with the first repeats of the others, which have the same seed, and its configuration stands
-    or falls with it. The further repeats are never compared; they end at the rung where the first one ended, so all
-    repeats of a configuration train equally long. (One that had run ahead ends at its next report.) If the first repeat
-    fails, the next one takes its place.
-    """
+class SuccessiveHalving(EarlyStopping):
+    """Stops a trial that falls behind at a rung."""
 
     def __init__(self, sweep_dir: str, config: AshaConfig, max_epochs: int, mode: str, repeats: bool = False) -> None:
-        super().__init__()
-        self._sweep_dir = sweep_dir
-        self._config = config
+        super().__init__(sweep_dir, mode, repeats)
+        self._reduction = config.reduction
         self._rungs = rung_epochs(config, max_epochs)
-        self._mode = mode
-        self._repeats = repeats
 
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        return True
+    def fell_behind(self, record: TrialRecord, rivals: Sequence[TrialRecord], epoch: int, value: float) -> int | None:
+        return self._lost(self._rungs, record, rivals, epoch, value)
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
-        ledger = shared_ledger(self._sweep_dir)
-        record = ledger.trials[trial.trial_id]
-        leaders = first_repeats(ledger) if self._repeats else {}
-        leader = leaders.get(configuration_key(record.values), record)
-        reached = [rung for rung in self._rungs if rung <= result["epoch"]]
+    def _lost(
+        self, rungs: Sequence[int], record: TrialRecord, rivals: Sequence[TrialRecord], epoch: int, value: float
+    ) -> int | None:
+        reached = [rung for rung in rungs if rung <= epoch]
         # The highest rung counts, once: a trial that starts again reports epochs that were compared before.
-        if reached and str(reached[-1]) not in record.rungs:
-            rung, value = reached[-1], float(result["objective"])
-            compared = leaders.values() if self._repeats else ledger.trials.values()
-            earlier = [other.rungs[str(rung)] for other in compared if str(rung) in other.rungs]
-            record.rungs[str(rung)] = value
-            if leader is record and not survives(value, earlier, self._config.reduction, self._mode):
-                record.stopped_at = rung
-            ledger.save()  # with the decision: a driver that is killed now finds it
-        if leader.stopped_at is None or result["epoch"] < leader.stopped_at:
-            return TrialScheduler.CONTINUE
-        record.stopped_at = leader.stopped_at
-        record.reason = f"behind at epoch {leader.stopped_at}"
-        return TrialScheduler.STOP
+        if not reached or str(reached[-1]) in record.rungs:
+            return None
+        rung = str(reached[-1])
+        record.rungs[rung] = value
+        earlier = [other.rungs[rung] for other in rivals if rung in other.rungs]
+        return None if survives(value, earlier, self._reduction, self._mode) else reached[-1]
 
 
-def first_repeats(ledger: Ledger) -> dict[str, TrialRecord]:
-    """The first trial of every configuration that has not failed."""
-    first: dict[str, TrialRecord] = {}
-    for record in sorted(ledger.trials.values(), key=lambda record: record.number):
-        if record.state != "failed":
-            first.setdefault(configuration_key(record.values), record)
-    return first
+class HyperBand(SuccessiveHalving):
+    """Successive halving in several brackets, which begin to stop trials at different rungs (Li et al., JMLR 18, 2018).
+
+    The first bracket has all rungs, each further one a rung less, the last one none: it trains to the end whatever it
+    is given. Trials are compared within their bracket. HyperBand gives bracket ``s``, with ``s`` rungs of ``S``,
+    ``(S + 1) / (s + 1) * reduction ** s`` configurations; here each new configuration goes where the fewest of these
+    are, so a sweep of any size has them in about this proportion.
+
+    The brackets are asynchronous, as those of ASHA: HyperBand itself lets all trials of a bracket wait at a rung for
+    the last one. That needs trials that are paused and go on in another process, and a driver that knows who waits;
+    in exchange, asynchronous brackets keep some trials that the slower rule would have stopped.
+    """
+
+    def enter(self, leader: TrialRecord, rivals: Sequence[TrialRecord]) -> None:
+        if leader.bracket is None:
+            leader.bracket = self._next_bracket([other.bracket for other in rivals if other.bracket is not None])
+
+    def fell_behind(self, record: TrialRecord, rivals: Sequence[TrialRecord], epoch: int, value: float) -> int | None:
+        within = [other for other in rivals if other.bracket == record.bracket]
+        return self._lost(self._rungs[record.bracket :], record, within, epoch, value)
+
+    def _next_bracket(self, taken: Sequence[int]) -> int:
+        """The bracket that lacks the most, given those of the other configurations."""
+        rungs = len(self._rungs)
+        halvings = range(rungs, -1, -1)  # of the brackets, in their order
+        shares = [(rungs + 1) / (number + 1) * self._reduction**number for number in halvings]
+        return min(range(rungs + 1), key=lambda bracket: (taken.count(bracket) + 1) / shares[bracket])

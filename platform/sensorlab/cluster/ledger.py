@@ -35,6 +35,8 @@ class TrialRecord:
     metrics: dict[str, float] = field(default_factory=dict)  # at the best epoch
     protocol: str = ""  # digest of what defines the objective: metric, threshold, split, dataset, ...
     rungs: dict[str, float] = field(default_factory=dict)  # epoch of a rung of the scheduler -> objective there
+    curve: dict[str, float] = field(default_factory=dict)  # epoch -> objective, where a scheduler compares whole curves
+    bracket: int | None = None  # of HyperBand: rungs that its configuration passes without being compared
     stopped_at: int | None = None  # epoch of the rung at which the scheduler stopped it
     best_checkpoint: str | None = None
     run_id: str | None = None  # of the tracking store

@@ -38,6 +38,7 @@ from sensorlab.runs.sweep_runs import SweepRuns
 
 if TYPE_CHECKING:
     from sensorlab.cluster.monitor import SweepDriver
+    from sensorlab.cluster.search.stopping import EarlyStopping
 
 _TUNE = "tune"
 _STATUS: dict[str, RunStatus] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
@@ -195,22 +196,17 @@ def _fit(plan: SweepPlan, trial_plan: TrialPlan, concurrent: int, resume: bool) 
 def _new_tuner(plan: SweepPlan, trainable: Any, concurrent: int) -> Any:
     from ray import tune
 
-    from sensorlab.cluster.halving import SuccessiveHalving
     from sensorlab.cluster.monitor import SweepCallback, SweepStopper
     from sensorlab.cluster.search.searcher import SweepSearch
 
     sweep, directory = plan.sweep, str(plan.directory)
-    max_epochs = _max_epochs(plan)
-    scheduler = None
-    if max_epochs is not None:
-        scheduler = SuccessiveHalving(directory, sweep.asha, max_epochs, sweep.mode, repeats=sweep.seeds > 1)
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             metric="objective",
             mode=sweep.mode,
             search_alg=SweepSearch(directory, sweep, plan.experiment.seed),
-            scheduler=scheduler,
+            scheduler=_new_scheduler(plan),
             num_samples=sweep.total_trials,
             max_concurrent_trials=concurrent,
             time_budget_s=sweep.time_budget_s,
@@ -229,15 +225,30 @@ def _new_tuner(plan: SweepPlan, trainable: Any, concurrent: int) -> Any:
     )
 
 
+def _new_scheduler(plan: SweepPlan) -> EarlyStopping | None:
+    from sensorlab.cluster.halving import HyperBand, SuccessiveHalving
+    from sensorlab.cluster.search.stopping import MedianStopping
+
+    sweep, directory, max_epochs = plan.sweep, str(plan.directory), _max_epochs(plan)
+    if max_epochs is None:
+        return None
+    repeats = sweep.seeds > 1
+    if sweep.scheduler == "hyperband":
+        return HyperBand(directory, sweep.hyperband, max_epochs, sweep.mode, repeats)
+    if sweep.scheduler == "median":
+        return MedianStopping(directory, sweep.median, max_epochs, sweep.mode, repeats)
+    return SuccessiveHalving(directory, sweep.asha, max_epochs, sweep.mode, repeats)
+
+
 def _max_epochs(plan: SweepPlan) -> int | None:
-    """Epochs of the last rung; ``None`` without rungs."""
+    """Epochs that every trial may train for; ``None`` if no scheduler asks."""
     if plan.sweep.scheduler == "none":
         return None
     duration = plan.experiment.train.duration
     if duration.unit != "epochs":
         raise UserError(
-            f"scheduler asha compares trials by epochs: give train.duration in epochs instead of {duration}, or set "
-            "sweep.scheduler=none"
+            f"scheduler {plan.sweep.scheduler} compares trials by epochs: give train.duration in epochs instead of "
+            f"{duration}, or set sweep.scheduler=none"
         )
     return duration.count
 

@@ -39,10 +39,7 @@ _COMMON_TO_ALL = {
     "eval.mode": "trials are compared by sweep.objective in the direction of sweep.mode",
     "checkpoint": "what is saved, and how often, does not change what is trained",
 }
-_COMMON_TO_RUNGS = dict.fromkeys(
-    ("train.duration", "train.extend"),
-    "scheduler asha compares trials at the same epochs, so they need the same budget (or sweep.scheduler=none)",
-)
+_BUDGET = ("train.duration", "train.extend")
 
 
 class Dimension(StrictModel):
@@ -103,6 +100,17 @@ class AshaConfig(StrictModel):
     reduction: float = Field(default=3.0, gt=1.0)  # rungs are at grace_epochs * reduction^k
 
 
+class HyperBandConfig(AshaConfig):
+    """Asynchronous successive halving in brackets: each one leaves out one rung more, the last one has none."""
+
+
+class MedianConfig(StrictModel):
+    """A trial is stopped whose best objective is worse than the median of the others' means up to the same epoch."""
+
+    grace_epochs: int = Field(default=1, ge=1)  # no trial is stopped before
+    min_trials: int = Field(default=3, ge=1)  # others that got as far; with fewer no trial is stopped
+
+
 class TpeConfig(StrictModel):
     """Tree-structured Parzen estimator: ``algorithm: optuna``."""
 
@@ -125,8 +133,10 @@ class SweepConfig(StrictModel):
 
     space: dict[str, Dimension] = Field(min_length=1)  # dotted key of the experiment -> values
     algorithm: Literal["random", "grid", "optuna", "cmaes", "evolution"] = "random"  # optuna: TPE
-    scheduler: Literal["asha", "none"] = "asha"
+    scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
     asha: AshaConfig = AshaConfig()
+    hyperband: HyperBandConfig = HyperBandConfig()
+    median: MedianConfig = MedianConfig()
     tpe: TpeConfig = TpeConfig()
     evolution: EvolutionConfig = EvolutionConfig()
     num_trials: int = Field(default=8, ge=1)  # configurations; ignored by grid, which runs every combination
@@ -254,7 +264,9 @@ def check_space(
         UserError: unknown key (the nearest valid one is named), value of a wrong type or out of bounds, a key both
             searched and set, a key that the sweep decides for all trials.
     """
-    common = _COMMON_TO_ALL | (_COMMON_TO_RUNGS if sweep.scheduler == "asha" else {})
+    reason = "compares trials at the same epochs, so they need the same budget (or sweep.scheduler=none)"
+    budget = {} if sweep.scheduler == "none" else dict.fromkeys(_BUDGET, f"scheduler {sweep.scheduler} {reason}")
+    common = _COMMON_TO_ALL | budget
     for key, dimension in sweep.space.items():
         _refuse_common(key, dimension, common)
         for override in fixed:
