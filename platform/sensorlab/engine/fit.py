@@ -121,6 +121,8 @@ def _start(training: Training, train_stream: SampleStream, val_stream: SampleStr
     """Restore the latest checkpoint, or begin a new run."""
     if val_stream is not None:
         check_objective(training)
+    elif training.config.train.early_stop is not None:
+        raise UserError("train.early_stop judges evaluations, and this training has no validation split: leave it out")
     try:
         training.run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -13,11 +13,12 @@ from sensorlab.config import validate
 from sensorlab.engine.budget import ExtendConfig
 from sensorlab.engine.callbacks.early_stop import EarlyStop, EarlyStopConfig
 from sensorlab.engine.duration import Duration, Progress
+from sensorlab.engine.fit import fit
 from sensorlab.engine.optim import OptimConfig
 from sensorlab.engine.training import Cursor
 from sensorlab.errors import UserError
 from sensorlab.experiment import EvalConfig, TrainConfig
-from toy import ToyConfig
+from toy import ToyConfig, ToyStream, ToyTask, toy_experiment
 
 
 class Judged:
@@ -217,3 +218,13 @@ def test_configuration_is_written_as_text():
         validate(EarlyStopConfig, {"patience": "soon"})
     with pytest.raises(UserError, match="min_delta"):
         validate(EarlyStopConfig, {"patience": "1 epoch", "min_delta": -0.1})
+
+
+def test_without_a_validation_split_there_is_nothing_to_judge(tmp_path):
+    task = ToyTask(ToyConfig())
+    config = toy_experiment(
+        train=TrainConfig(duration="1 epoch", early_stop=EarlyStopConfig(patience="1 epoch")),
+        eval=EvalConfig(metric="val/mse", mode="min"),
+    )
+    with pytest.raises(UserError, match=r"train\.early_stop judges evaluations.*no validation split"):
+        fit(config, task, ToyStream(12, 4, task), None, run_dir=tmp_path)
