@@ -36,6 +36,7 @@ class SweepDriver:
     objective: str
     given_up: str = ""  # why the sweep was ended before its time
     _last_event: float = field(default_factory=time.monotonic)
+    _mirrored: str = ""  # id of the best trial that the sweep's own run shows
 
     def order(self, trial_id: str, sampled: Mapping[str, Any]) -> None:
         """Before a trial starts: enter it, open its tracking run, and leave word of both in its directory."""
@@ -83,9 +84,13 @@ class SweepDriver:
             return
         self.ledger.report(trial_id, result)
         best = self.ledger.best()
-        if self.runs is not None and best is not None and best.trial_id == trial_id and best.run_id:
+        # The report of one repeat can make another one the best, by the mean of their configuration.
+        if best is None or (best.trial_id != trial_id and best.trial_id == self._mirrored):
+            return
+        if self.runs is not None and best.run_id:
+            self._mirrored = best.trial_id
             progress = sum(record.epoch for record in self.ledger.trials.values())
-            self.runs.mirror_best(trial_id, best.run_id, best.metrics, progress)
+            self.runs.mirror_best(best.trial_id, best.run_id, best.metrics, progress)
 
     def ended(self, trial_id: str) -> None:
         """A trial has left Tune without an error."""

@@ -10,9 +10,11 @@ from ray.tune.search.search_generator import SearchGenerator
 
 from sensorlab.cluster.halving import SuccessiveHalving
 from sensorlab.cluster.ledger import Ledger, share_ledger
+from sensorlab.cluster.monitor import SweepDriver
 from sensorlab.cluster.search.searcher import SweepSearch
 from sensorlab.cluster.sweep_config import AshaConfig, decode_values, load_sweep
 from sensorlab.cluster.table import ranked_table, summary
+from sensorlab.cluster.trial import TrialPlan
 from sensorlab.errors import UserError
 from sensorlab.report.read import expected_trials
 
@@ -158,6 +160,30 @@ def test_single_trials_keep_their_table(ledger):
     configurations(ledger, [[0.9], [0.5]])
     assert ranked_table(ledger, "val/iou").split()[1] == "trial"
     assert summary(ledger)["best_configuration"]["distinguishable"] is None
+
+
+class Mirror:
+    """What the sweep's own run is told of its best trial."""
+
+    def __init__(self):
+        self.told = []
+
+    def mirror_best(self, trial_id, run_id, metrics, step):
+        self.told.append((trial_id, metrics["val/iou"]))
+
+
+def test_the_report_of_one_repeat_can_make_another_one_the_best(tmp_path, ledger):
+    mirror = Mirror()
+    plan = TrialPlan({}, str(tmp_path), "d", True, 0, "max", None, None)
+    driver = SweepDriver(plan, ledger, mirror, "val/iou")
+    for name, lr, seed, value in (("a0", 1.0, 0, 0.5), ("b0", 2.0, 0, 0.9), ("b1", 2.0, 1, 0.3), ("a1", 1.0, 1, 0.8)):
+        ledger.start(name, {"optim.lr": lr, "seed": seed}, "", tmp_path / name)
+        report = {"epoch": 1, "objective": value, "metrics": {"val/iou": value}, "run_id": name}
+        driver.take(name, report)
+    # The means of b: 0.9, then 0.6; that of a: 0.5, then 0.65.
+    assert mirror.told == [("a0", 0.5), ("b0", 0.9), ("a1", 0.8)]
+    driver.take("b1", {"epoch": 2, "objective": 0.7, "metrics": {"val/iou": 0.7}, "run_id": "b1"})
+    assert mirror.told[-1] == ("b1", 0.7)  # it has trained longer, so it stands alone for its configuration
 
 
 def halving(tmp_path, seeds=2):
