@@ -56,6 +56,7 @@ def statuses(root: Path) -> list[str]:
         (signal.SIGKILL, {-9}, {}),
         (signal.SIGKILL, {-9}, {"algorithm": "optuna", "num_trials": 2, "seeds": 2}),
         (signal.SIGKILL, {-9}, {"algorithm": "evolution", "evolution": {"initial": 1}}),
+        (signal.SIGKILL, {-9}, {"scheduler": "hyperband"}),
     ],
 )
 def test_an_ended_driver_goes_on_where_it_was(tmp_path, sent, codes, sweep):
