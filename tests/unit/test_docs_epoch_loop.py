@@ -74,7 +74,7 @@ def test_the_loop_on_one_screen_names_what_is_in_the_engine():
     block = TEXT.split("## The loop on one screen")[1].split("\n## ")[0]
     names = {name for line in block.splitlines() if line.startswith("    ") for name in re.findall(r"\w+_\w+", line)}
     engine = "".join(path.read_text() for path in (ROOT / "platform/sensorlab/engine").rglob("*.py"))
-    assert {"train_step", "seed_step", "set_rates", "to_device", "enter_epoch"} <= names
+    assert {"train_step", "set_rates", "to_device", "enter_epoch"} <= names
     assert [name for name in sorted(names) if f"def {name}(" not in engine] == []
 
 

@@ -82,9 +82,7 @@ class FiniteCheck:
         if self._is_deferred:
             self._defer(norm, losses, cursor)
             return True
-        with syncs_allowed(norm.device):
-            is_finite = math.isfinite(norm.item())
-        if is_finite:
+        if math.isfinite(_read_now(norm) if norm.is_cuda else norm.item()):
             return True
         if self._may_skip:
             for buffer, before in zip(self._model.buffers(), self._buffers, strict=True):
@@ -136,6 +134,11 @@ class FiniteCheck:
         if not math.isfinite(pending.norm.item()):
             message = _describe(pending.where, pending.names, pending.values)
             raise FloatingPointError(f"not finite at {message}; its update was left out")
+
+
+def _read_now(norm: Tensor) -> float:
+    with syncs_allowed(norm.device):
+        return norm.item()
 
 
 def _where(cursor: Cursor) -> str:

@@ -152,6 +152,7 @@ def _train_epoch(training: Training, train_stream: SampleStream, val_stream: Sam
     training.enter_epoch()
     _begin_phase(training, "train", training.batches_per_epoch)
     batches: Iterator[Batch] | None = None
+    after = training.progress
     while cursor.batch < training.batches_per_epoch and not training.finished:
         if batches is None:
             batches = train_stream.batches(cursor.epoch, cursor.batch, training.order_scores)
@@ -164,7 +165,7 @@ def _train_epoch(training: Training, train_stream: SampleStream, val_stream: Sam
                 for _ in batches:
                     pass
             break
-        before = training.progress
+        before = after
         clock.enter("step")
         record = train_step(training, batches, passes)
         clock.move(record.data_wait_s, "step", "data_wait")

@@ -154,9 +154,10 @@ class IntervalMeter:
             self._lr = record.lr
         if entries:
             values = read_scalars([value for _, value in entries])
+            sums, counts = self._sums, self._counts
             for (name, _), value in zip(entries, values, strict=True):
-                self._sums[name] = self._sums.get(name, 0.0) + value
-                self._counts[name] = self._counts.get(name, 0.0) + 1.0
+                sums[name] = sums.get(name, 0.0) + value
+                counts[name] = counts.get(name, 0.0) + 1.0
         self._pending.clear()
 
     def reduce(self, workers: WorkerGroup, timer: StepTimer) -> dict[str, float]:

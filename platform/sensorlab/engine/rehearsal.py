@@ -22,7 +22,7 @@ from sensorlab.data.stream import SampleStream
 from sensorlab.engine.evaluate import check_objective, evaluate_batch
 from sensorlab.engine.no_trace import no_trace
 from sensorlab.engine.patterns import some
-from sensorlab.engine.seeds import seed_step
+from sensorlab.engine.seeds import StepSeeds
 from sensorlab.engine.step import autocast, resized, to_device
 from sensorlab.engine.training import Training
 from sensorlab.errors import UserError
@@ -97,7 +97,7 @@ def _try_training(training: Training, batch: Batch, largest: bool = False) -> li
     """One pass forward and backward; returns the trained parameters that got no gradient."""
     device = training.workers.device
     with no_trace(training.model, device), _no_exchange(training.network):
-        seed_step(device, training.config.seed, "dry run", training.workers.rank)
+        StepSeeds(device, training.config.seed, "dry run", training.workers.rank).seed(0)
         batch = resized(training, to_device(batch, device), largest)
         with autocast(training):
             _, terms, _ = training.network(batch)

@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 from sensorlab.engine.meters import StepRecord
 from sensorlab.engine.multi_scale import largest_size, rescale
 from sensorlab.engine.optim import clip_gradients, gradient_norm, set_rates
-from sensorlab.engine.seeds import seed_step
 from sensorlab.engine.training import Training
 from sensorlab.engine.warmup import rates
 from sensorlab.tasks.base import Batch
@@ -30,9 +29,9 @@ def train_step(training: Training, batches: Iterator[Batch], num_passes: int) ->
         FloatingPointError: a gradient is not finite and ``train.nonfinite`` is ``stop`` (or the budget of skipped
             steps is used up); see :class:`~sensorlab.engine.finite.FiniteCheck`.
     """
-    config, cursor, device, timer = training.config, training.cursor, training.workers.device, training.timer
+    config, cursor, timer = training.config, training.cursor, training.timer
     started = time.perf_counter()
-    seed_step(device, config.seed, "step", cursor.step, training.workers.rank)
+    training.seeds.seed(cursor.step)
     step_rates = rates(config.schedule, config.warmup, training.schedule_point(num_passes), config.optim.momentum)
     set_rates(training.optimizer, config.optim.lr, step_rates)
     training.finite.begin_step()
@@ -130,6 +129,10 @@ def _gradient_sync(network: nn.Module, last_pass: bool) -> AbstractContextManage
 
 
 def _accumulate(sums: dict[str, Tensor], values: dict[str, Tensor], weight: float) -> None:
+    if weight == 1.0:  # a single pass
+        for name, value in values.items():
+            sums[name] = value.detach()
+        return
     for name, value in values.items():
-        value = value.detach() if weight == 1.0 else value.detach() * weight
+        value = value.detach() * weight
         sums[name] = sums[name] + value if name in sums else value

@@ -27,7 +27,7 @@ from sensorlab.engine.freeze import Freezing
 from sensorlab.engine.meters import IntervalMeter, SystemMeter, WallClock
 from sensorlab.engine.optim import build_optimizer, restore_optimizer
 from sensorlab.engine.schedules import SchedulePoint
-from sensorlab.engine.seeds import step_seed
+from sensorlab.engine.seeds import StepSeeds, step_seed
 from sensorlab.engine.sync_batchnorm import convert_sync_batchnorm
 from sensorlab.engine.timers import StepTimer
 from sensorlab.engine.workers import WorkerGroup, average_each_gradient
@@ -90,6 +90,7 @@ class Training:
         self.cursor = Cursor()
         self.phase = "start"  # then "train", "val" or "checkpoint"
         self.meter = IntervalMeter()
+        self.seeds = StepSeeds(workers.device, config.seed, "step", workers.rank)
         self.timer = StepTimer(workers.device)
         self.system = SystemMeter(workers.device)
         self.clock = WallClock()
