@@ -49,7 +49,7 @@ def bare_loop(task: ToyTask) -> dict[str, dict[str, torch.Tensor]]:
     torch.manual_seed(seed_of(SEED, "weights"))
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 1))
     average = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY, fused=True)
     stream = ToyStream(SAMPLES, BATCH, task, seed=SEED)
     step = epoch = 0
     while step < STEPS:
