@@ -12,18 +12,15 @@ import logging
 import operator
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from sensorlab.data.stream import SampleStream
 from sensorlab.engine.evaluate import check_objective, evaluate_batch
 from sensorlab.engine.no_trace import no_trace
 from sensorlab.engine.patterns import some
 from sensorlab.engine.seeds import StepSeeds
-from sensorlab.engine.step import autocast, resized, to_device
+from sensorlab.engine.step import autocast, no_exchange, resized, to_device
 from sensorlab.engine.training import Training
 from sensorlab.errors import UserError
 from sensorlab.tasks.base import Batch
@@ -96,7 +93,8 @@ def _check_training(training: Training, batch: Batch) -> None:
 def _try_training(training: Training, batch: Batch, largest: bool = False) -> list[str]:
     """One pass forward and backward; returns the trained parameters that got no gradient."""
     device = training.workers.device
-    with no_trace(training.model, device), _no_exchange(training.network):
+    # A pass of this worker alone: one that fails, or has no gradient for a parameter, keeps no other waiting.
+    with no_trace(training.model, device), no_exchange(training.network):
         StepSeeds(device, training.config.seed, "dry run", training.workers.rank).seed(0)
         batch = resized(training, to_device(batch, device), largest)
         with autocast(training):
@@ -105,11 +103,6 @@ def _try_training(training: Training, batch: Batch, largest: bool = False) -> li
         training.scaler.scale(loss).backward()
         parameters = training.model.named_parameters()
         return [name for name, parameter in parameters if parameter.requires_grad and parameter.grad is None]
-
-
-def _no_exchange(network: nn.Module) -> AbstractContextManager:
-    """A pass of this worker alone: one that fails, or has no gradient for a parameter, keeps no other waiting."""
-    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 def _report_unused(training: Training, names: list[str]) -> None:

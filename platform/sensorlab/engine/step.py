@@ -86,7 +86,9 @@ def _forward_backward(
         for callback in training.batch_callbacks:
             callback.on_batch(training, batch)
         timer.mark("prepare")
-        with _gradient_sync(training.network, index == num_passes - 1), autocast(training):
+        # Workers exchange gradients once per optimiser step: in the last pass.
+        exchange = nullcontext() if index == num_passes - 1 else no_exchange(training.network)
+        with exchange, autocast(training):
             _, terms, details = training.network(batch)
             loss = functools.reduce(operator.add, terms.values())
         timer.mark("forward")
@@ -121,11 +123,9 @@ def resized(training: Training, batch: Batch, largest: bool = False) -> Batch:
     return rescale(training.task, batch, scale, training.config.seed, cursor.epoch, cursor.batch)
 
 
-def _gradient_sync(network: nn.Module, last_pass: bool) -> AbstractContextManager:
-    """Workers exchange gradients once per optimiser step: in the last pass."""
-    if last_pass or not isinstance(network, DistributedDataParallel):
-        return nullcontext()
-    return network.no_sync()
+def no_exchange(network: nn.Module) -> AbstractContextManager:
+    """Gradients of passes in this context stay with their worker, until one outside of it."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 def _accumulate(sums: dict[str, Tensor], values: dict[str, Tensor], weight: float) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from callback_runs import Interrupted, StopAfter
 from run_states import assert_equal, final_state
 from two_workers import run_on_two_workers
 
@@ -27,19 +28,6 @@ RULES = (
     {"match": ["0.*", "1.*"], "until": "1 epoch", "norm_statistics": True},
     {"match": ["4.bias"], "start": "2 epochs"},
 )
-
-
-class Interrupted(Exception):
-    pass
-
-
-class StopAfter(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, training, record):
-        if record.step == self.step:
-            raise Interrupted
 
 
 class Watch(Callback):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from callback_runs import Interrupted, StopAfter
 from run_states import assert_equal, final_state
 from torch import nn
 
@@ -29,19 +30,6 @@ class ConvTask(ToyTask):
 class _Repeat(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.expand(-1, 4, -1, -1)
-
-
-class Interrupted(Exception):
-    pass
-
-
-class StopAfter(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, training, record):
-        if record.step == self.step:
-            raise Interrupted
 
 
 def experiment(optim: str) -> ExperimentConfig:

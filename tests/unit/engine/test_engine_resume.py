@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from callback_runs import Interrupted, StopAfter
 from run_states import assert_equal, final_state
 
 from sensorlab.data.payload import CorruptSample
@@ -21,21 +22,6 @@ from sensorlab.experiment import CheckpointConfig, DataConfig, EvalConfig, Exper
 from toy import ToyConfig, ToyStream, ToyTask, toy_experiment
 
 STEPS_PER_EPOCH = 3  # 21 samples, batches of 4, two passes a step: the last step of an epoch has one pass
-
-
-class Interrupted(Exception):
-    pass
-
-
-class StopAfter(Callback):
-    """Raises after optimiser step ``step``, as a kill would: nothing after it happens."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, training, record):
-        if record.step == self.step:
-            raise Interrupted
 
 
 def experiment(**changes) -> ExperimentConfig:
