@@ -65,19 +65,55 @@ def intersection_union(predicted: Tensor, batch: Mapping[str, Any]) -> tuple[Ten
     return predicted & truth & counted, (predicted | truth) & counted
 
 
-class GlobalIoU(SumMetric):
-    """Intersection over union of all cells of all samples: the number that Simple-BEV's evaluation reports."""
+class CountedIoU(SumMetric):
+    """Sums over cells from which the whole confusion of foreground and background follows.
 
-    def __init__(self, protocol: BEVIoUProtocol, name: str = "iou") -> None:
-        super().__init__({"intersection": (), "union": ()})
+    ``intersection`` (true positives), ``union``, ``predicted`` (foreground of the prediction) and ``counted`` (all
+    cells that count), each of the shape ``shape``.
+    """
+
+    protocol: BEVIoUProtocol
+
+    def __init__(self, protocol: BEVIoUProtocol, name: str, shape: tuple[int, ...] = ()) -> None:
+        super().__init__(dict.fromkeys(("intersection", "union", "predicted", "counted"), shape))
         self.protocol = protocol
         self.name = name
         self.threshold = protocol.threshold
 
+    def masks(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Any]) -> Tensor:
+        """Bool (4, B, 1, Z, X), in the order of the sums."""
+        predicted, counted = foreground(outputs["seg"], self.threshold), counted_cells(batch)
+        inside, union = intersection_union(predicted, batch)
+        return torch.stack([inside, union, predicted & counted, counted])
+
+    def confusion(self) -> dict[str, list[float]]:
+        """Columns ``iou``, ``precision``, ``recall``, ``f1`` and the counts ``tp``, ``fp``, ``fn``, ``tn`` of cells.
+
+        One value per element of ``shape``; a share of nothing is NaN.
+        """
+        inside, union, predicted, counted = (self.sums[name].reshape(-1) for name in self.sums)
+        actual = union - predicted + inside
+        columns = {
+            "iou": inside / union,
+            "precision": inside / predicted,
+            "recall": inside / actual,
+            "f1": 2 * inside / (predicted + actual),
+        }
+        counts = {"tp": inside, "fp": predicted - inside, "fn": union - predicted, "tn": counted - union}
+        whole = {name: [int(value) for value in column] for name, column in counts.items()}
+        return {name: column.tolist() for name, column in columns.items()} | whole
+
+
+class GlobalIoU(CountedIoU):
+    """Intersection over union of all cells of all samples: the number that Simple-BEV's evaluation reports."""
+
+    def __init__(self, protocol: BEVIoUProtocol, name: str = "iou") -> None:
+        super().__init__(protocol, name)
+
     def update(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
-        inside, union = intersection_union(foreground(outputs["seg"], self.threshold), batch)
-        self.sums["intersection"] += inside.sum().cpu()
-        self.sums["union"] += union.sum().cpu()
+        totals = self.masks(outputs, batch).flatten(1).sum(1).cpu()
+        for value, total in zip(self.sums.values(), totals, strict=True):
+            value += total
 
     def compute(self) -> dict[str, float]:
         return {self.name: float(self.sums["intersection"] / self.sums["union"])}  # 0 / 0 is NaN
@@ -105,7 +141,7 @@ class SampleMeanIoU(SumMetric):
         return {self.name: float(self.sums["iou"] / self.sums["samples"])}
 
 
-class DistanceIoU(SumMetric):
+class DistanceIoU(CountedIoU):
     """Global IoU in bins of distance from the reference camera.
 
     Args:
@@ -113,27 +149,25 @@ class DistanceIoU(SumMetric):
         distances: (Z, X) metres, of :func:`cell_distances`.
     """
 
-    protocol: BEVIoUProtocol
-
     def __init__(self, protocol: BEVIoUProtocol, distances: np.ndarray, name: str = "iou_distance") -> None:
         self.num_bins = len(protocol.bins) - 1
-        super().__init__({"intersection": (self.num_bins,), "union": (self.num_bins,)})
-        self.protocol = protocol
-        self.name = name
-        self.threshold = protocol.threshold
+        super().__init__(protocol, name, (self.num_bins,))
         bins = np.searchsorted(np.asarray(protocol.bins), distances.ravel(), side="right") - 1
         self._bins = torch.from_numpy(np.where((bins >= 0) & (bins < self.num_bins), bins, self.num_bins))  # (Z*X,)
 
     def update(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
-        inside, union = intersection_union(foreground(outputs["seg"], self.threshold), batch)
-        for key, mask in (("intersection", inside), ("union", union)):
-            per_cell = mask.flatten(1).sum(0).cpu()  # (Z*X,)
-            self.sums[key] += torch.bincount(self._bins, per_cell.double(), self.num_bins + 1)[: self.num_bins]
+        per_cell = self.masks(outputs, batch).sum((1, 2)).flatten(1).cpu().double()  # (4, Z*X)
+        for value, cells in zip(self.sums.values(), per_cell, strict=True):
+            value += torch.bincount(self._bins, cells, self.num_bins + 1)[: self.num_bins]
 
     def compute(self) -> dict[str, float]:
         iou = (self.sums["intersection"] / self.sums["union"]).tolist()
-        bins = pairwise(self.protocol.bins)
-        return {f"{self.name}_{low:04.1f}-{high:04.1f}m": iou[i] for i, (low, high) in enumerate(bins)}
+        return {f"{self.name}_{low:04.1f}-{high:04.1f}m": iou[i] for i, (low, high) in enumerate(self.edges)}
+
+    @property
+    def edges(self) -> list[tuple[float, float]]:
+        """(lower, upper) edge of every bin, metres."""
+        return list(pairwise(self.protocol.bins))
 
 
 def cell_distances(grid: BEVGrid, frame: DistanceFrame = "ground") -> np.ndarray:

@@ -145,3 +145,38 @@ def test_counts_of_nothing() -> None:
     assert math.isnan(counts.compute()["foreground_fraction"])
     assert not counts.best_mask().any()
     assert math.isnan(counts.iou_of(counts.best_mask()))
+
+
+def test_the_confusion_by_hand() -> None:
+    """One sample of 2 x 4 cells, one of them invalid: 2 found, 1 false alarm, 1 missed, 3 rightly empty."""
+    truth = torch.tensor([[1.0, 1, 1, 0], [0, 0, 0, 1]])[None, None]
+    logits = torch.where(torch.tensor([[1, 1, 0, 1], [0, 0, 0, 1]])[None, None] == 1, 9.0, -9.0)
+    valid = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])[None, None]  # the last cell was found, and does not count
+    metric = GlobalIoU(BEVIoUProtocol())
+    metric.update({"seg": logits}, {"seg": truth, "valid": valid})
+    assert metric.confusion() == {
+        "iou": [2 / 4], "precision": [2 / 3], "recall": [2 / 3], "f1": [2 / 3],
+        "tp": [2], "fp": [1], "fn": [1], "tn": [3],
+    }  # fmt: skip
+
+
+def test_a_share_of_nothing_is_nan() -> None:
+    empty = torch.zeros(1, 1, 2, 2)
+    metric = GlobalIoU(BEVIoUProtocol())
+    metric.update({"seg": empty - 9}, {"seg": empty, "valid": empty + 1})
+    columns = metric.confusion()
+    assert all(math.isnan(columns[name][0]) for name in ("iou", "precision", "recall", "f1"))
+    assert (columns["tp"], columns["fp"], columns["fn"], columns["tn"]) == ([0], [0], [0], [4])
+
+
+def test_bins_and_the_whole_agree() -> None:
+    outputs, batch = _random(4)
+    overall, binned = _metrics()[0], _metrics()[2]
+    assert isinstance(overall, GlobalIoU)
+    assert isinstance(binned, DistanceIoU)
+    for metric in (overall, binned):
+        metric.update(outputs, batch)
+    for name in ("tp", "fp", "fn", "tn"):
+        inside = sum(binned.confusion()[name])
+        assert 0 < inside <= overall.confusion()[name][0]
+    assert sum(overall.confusion()[name][0] for name in ("tp", "fp", "fn", "tn")) == int(batch["valid"].sum())

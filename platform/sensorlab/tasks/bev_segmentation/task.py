@@ -13,8 +13,8 @@ Arrays of one sample (a batch adds a leading dimension; S cameras, the reference
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ from sensorlab.tasks.bev_segmentation.labels import LabelRules, build_labels
 from sensorlab.tasks.bev_segmentation.losses import bev_losses
 from sensorlab.tasks.bev_segmentation.panels import draw_input_panel, draw_panel
 from sensorlab.tasks.bev_segmentation.resizing import resize_views
+from sensorlab.tasks.bev_segmentation.tables import confusion_tables
 from sensorlab.tasks.bev_segmentation.views import View, choose_views, decode_views, draw_crops
 
 if TYPE_CHECKING:
@@ -171,6 +172,9 @@ class BEVSegmentation(BaseTask):
             distances = cell_distances(self.grid, frame)
             metrics["iou_distance"] = DistanceIoU(protocol.model_copy(update=over_distance), distances)
         return metrics
+
+    def tables(self, metrics: Mapping[str, Metric]) -> dict[str, dict[str, Sequence[Any]]]:
+        return confusion_tables(metrics)
 
     @property
     def protocol(self) -> BEVIoUProtocol:
