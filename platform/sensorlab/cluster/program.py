@@ -54,13 +54,14 @@ class EngineProgram:
         from sensorlab.engine.callbacks.diagnostics import build_callbacks
         from sensorlab.engine.callbacks.json_log import JsonLog
         from sensorlab.engine.callbacks.panel_files import PanelFiles
+        from sensorlab.engine.callbacks.table_files import TableFiles
         from sensorlab.engine.callbacks.text_log import TextLog
         from sensorlab.engine.fit import fit
 
         config, spec = context.config, context.spec
         task = build_task(config)
         streams = open_streams(context, task)
-        files = [JsonLog(), TextLog(to_terminal=False)] + ([] if spec.tracking else [PanelFiles()])
+        files = [JsonLog(), TextLog(to_terminal=False)] + ([] if spec.tracking else [PanelFiles(), TableFiles()])
         asked_for = build_callbacks(config.diagnostics, config.train.early_stop)
         account = TimeAccount()
         try:

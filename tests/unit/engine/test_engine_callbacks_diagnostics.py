@@ -9,7 +9,7 @@ from callback_runs import run
 from run_states import assert_equal, final_state
 
 from sensorlab.config import as_dict, validate
-from sensorlab.engine.callbacks import diagnostics, json_log, panel_files, text_log, tracking
+from sensorlab.engine.callbacks import diagnostics, json_log, panel_files, table_files, text_log, tracking
 from sensorlab.engine.callbacks.diagnostics import DiagnosticsConfig, build_callbacks
 from sensorlab.engine.callbacks.early_stop import EarlyStopConfig
 from sensorlab.errors import UserError
@@ -54,7 +54,7 @@ def test_the_documented_order_is_the_order_of_the_priorities():
     built = build_callbacks(
         validate(DiagnosticsConfig, EVERYTHING), validate(EarlyStopConfig, {"patience": "3 epochs"})
     )
-    recorders = [json_log.JsonLog, text_log.TextLog, panel_files.PanelFiles, tracking.Tracking]
+    recorders = [json_log.JsonLog, text_log.TextLog, panel_files.PanelFiles, tracking.Tracking, table_files.TableFiles]
     classes = {type(callback).__name__: type(callback) for callback in built} | {c.__name__: c for c in recorders}
     documented = [name for name in re.findall(r"\b[A-Z]\w+\b", table) if name in classes]
     assert documented == sorted(classes, key=lambda name: classes[name].priority)

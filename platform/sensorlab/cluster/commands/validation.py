@@ -53,12 +53,13 @@ class Validation:
         from sensorlab.data.ray_stream import RayStream
         from sensorlab.engine.callbacks.json_log import JsonLog
         from sensorlab.engine.callbacks.panel_files import PanelFiles
+        from sensorlab.engine.callbacks.table_files import TableFiles
         from sensorlab.engine.validate import validate, weights_of
 
         config, spec, workers = context.config, context.spec, context.workers
         stream_spec = validation_spec(config, spec.dataset)
         stream = RayStream(stream_spec, ray.train.get_dataset_shard(VAL), **place_of(workers))
-        files = [JsonLog(), *([] if spec.tracking else [PanelFiles()])]
+        files = [JsonLog(), *([] if spec.tracking else [PanelFiles(), TableFiles()])]
         try:
             measured = validate(
                 config,

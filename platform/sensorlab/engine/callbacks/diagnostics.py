@@ -54,7 +54,7 @@ def build_callbacks(diagnostics: DiagnosticsConfig, early_stop: EarlyStopConfig 
     0          SyncDebug    ends its watch before the others wait for the device
     10         EarlyStop    decides before the evaluation is recorded
     30, 40     WeightNorms, FirstBatches: make what the recorders record
-    60 to 80   Tracking (60), JsonLog (70), TensorBoard (72), PanelFiles (75), TextLog (80)
+    60 to 80   Tracking (60), JsonLog (70), TensorBoard (72), PanelFiles (75), TableFiles (76), TextLog (80)
     95         Profiler     starts and ends after the others' work for a step
     ========== ============ ============================================================================
 
