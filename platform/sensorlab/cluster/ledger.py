@@ -31,11 +31,14 @@ class TrialRecord:
     state: State = "running"
     epoch: int = 0
     objective: float | None = None  # best over the epochs
+    last_objective: float | None = None  # of the latest report
     best_epoch: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)  # at the best epoch
     protocol: str = ""  # digest of what defines the objective: metric, threshold, split, dataset, ...
     rungs: dict[str, float] = field(default_factory=dict)  # epoch of a rung of the scheduler -> objective there
     curve: dict[str, float] = field(default_factory=dict)  # epoch -> objective, where a scheduler compares whole curves
+    forked_from: str | None = None  # id of the trial from whose last checkpoint it went on
+    fidelity: int | None = None  # position of its value in sweep.fidelity.values
     bracket: int | None = None  # of HyperBand: rungs that its configuration passes without being compared
     stopped_at: int | None = None  # epoch of the rung at which the scheduler stopped it
     best_checkpoint: str | None = None
@@ -59,6 +62,8 @@ class Ledger:
         self.mode = mode
         self.trials: dict[str, TrialRecord] = {}
         saved = read_json(path) or {}
+        self.is_exhausted: bool = saved.get("is_exhausted", False)  # the search has nothing more to propose
+        self.seconds: float = saved.get("seconds", 0.0)  # wall time of all drivers
         for entry in saved.get("trials", []):
             record = TrialRecord(**entry)
             if record.state == "running":  # the driver that ran it is gone
@@ -83,6 +88,7 @@ class Ledger:
         record.run_id = report.get("run_id") or record.run_id
         record.best_checkpoint = report.get("best_checkpoint") or record.best_checkpoint
         value = report.get("objective")
+        record.last_objective = record.last_objective if value is None else float(value)
         if value is not None and (record.objective is None or self.better(value, record.objective)):
             record.objective, record.best_epoch = value, record.epoch
             record.metrics = dict(report.get("metrics", {}))
@@ -98,6 +104,12 @@ class Ledger:
         if record.state != "failed":
             record.state, record.reason = state, reason
         self.save()
+
+    def note_exhausted(self) -> None:
+        """The search has nothing more to propose."""
+        if not self.is_exhausted:
+            self.is_exhausted = True
+            self.save()
 
     def forget_unknown(self, known: Collection[str]) -> list[TrialRecord]:
         """Drop unfinished trials that a restored search does not know: it started them just before its driver was
@@ -147,7 +159,13 @@ class Ledger:
         return sum(record.state in states for record in list(self.trials.values()))
 
     def save(self) -> None:
-        write_json(self.path, {"mode": self.mode, "trials": [asdict(record) for record in self.trials.values()]})
+        content = {
+            "mode": self.mode,
+            "is_exhausted": self.is_exhausted,
+            "seconds": self.seconds,
+            "trials": [asdict(record) for record in self.trials.values()],
+        }
+        write_json(self.path, content)
 
 
 # Tune pickles schedulers, stoppers and callbacks into its experiment state and brings copies of them back to life in a

@@ -61,6 +61,10 @@ class SweepPlan:
     def directory(self) -> Path:
         return self.root / SWEEP.folder / self.name
 
+    @property
+    def total_trials(self) -> int:
+        return self.sweep.total_trials(_max_epochs(self))
+
     def save(self) -> None:
         content = {
             "name": self.name,
@@ -134,7 +138,7 @@ def _run(plan: SweepPlan, program: Program, resume: bool, concurrent: int, store
 
     sweep = plan.sweep
     needs = demand(plan.experiment, in_sweep=True)
-    trials = f"{sweep.total_trials} trials"
+    trials = f"{plan.total_trials} trials"
     if sweep.seeds > 1:
         trials = f"{sweep.total_configurations} configurations with {sweep.seeds} seeds each, {trials}"
     print(f"sweep {plan.name}: {trials}, {concurrent} at a time, each with {needs.describe()}")
@@ -145,13 +149,13 @@ def _run(plan: SweepPlan, program: Program, resume: bool, concurrent: int, store
     driver = SweepDriver(_trial_plan(plan, program, store), ledger, runs, sweep.objective)
     share_driver(driver)
     started = time.monotonic()
-    line = SweepLine(ledger, sweep.objective, sweep.total_trials, concurrent)
+    line = SweepLine(ledger, sweep.objective, plan.total_trials, concurrent)
     interrupted = True
     try:
         with Ticker(line):
             _fit(plan, driver.plan, concurrent, resume)
         timed_out = sweep.time_budget_s is not None and time.monotonic() - started >= sweep.time_budget_s
-        interrupted = not timed_out and not driver.given_up and _unfinished(ledger, sweep)
+        interrupted = not timed_out and not driver.given_up and _unfinished(ledger, plan)
     finally:  # also on SIGTERM, which Ray turns into SystemExit: a stopped job has 3 s for this
         _close_open_trials(ledger, interrupted)
         if not interrupted:  # a stopped job has no time for it; `sensorlab report` makes it afterwards
@@ -207,7 +211,7 @@ def _new_tuner(plan: SweepPlan, trainable: Any, concurrent: int) -> Any:
             mode=sweep.mode,
             search_alg=SweepSearch(directory, sweep, plan.experiment.seed),
             scheduler=_new_scheduler(plan),
-            num_samples=sweep.total_trials,
+            num_samples=plan.total_trials,
             max_concurrent_trials=concurrent,
             time_budget_s=sweep.time_budget_s,
             reuse_actors=True,
@@ -230,7 +234,7 @@ def _new_scheduler(plan: SweepPlan) -> EarlyStopping | None:
     from sensorlab.cluster.search.stopping import MedianStopping
 
     sweep, directory, max_epochs = plan.sweep, str(plan.directory), _max_epochs(plan)
-    if max_epochs is None:
+    if max_epochs is None or sweep.is_population or sweep.fidelity is not None:
         return None
     repeats = sweep.seeds > 1
     if sweep.scheduler == "hyperband":
@@ -241,14 +245,16 @@ def _new_scheduler(plan: SweepPlan) -> EarlyStopping | None:
 
 
 def _max_epochs(plan: SweepPlan) -> int | None:
-    """Epochs that every trial may train for; ``None`` if no scheduler asks."""
-    if plan.sweep.scheduler == "none":
+    """Epochs that every trial may train for; ``None`` if nobody asks."""
+    sweep = plan.sweep
+    if sweep.scheduler == "none" and not sweep.is_population:
         return None
     duration = plan.experiment.train.duration
     if duration.unit != "epochs":
+        asking = f"algorithm {sweep.algorithm}" if sweep.is_population else f"scheduler {sweep.scheduler}"
         raise UserError(
-            f"scheduler {plan.sweep.scheduler} compares trials by epochs: give train.duration in epochs instead of "
-            f"{duration}, or set sweep.scheduler=none"
+            f"{asking} compares trials by epochs: give train.duration in epochs instead of {duration}, or choose "
+            "another algorithm or sweep.scheduler=none"
         )
     return duration.count
 
@@ -280,7 +286,7 @@ def _open_runs(plan: SweepPlan, store: Store | None) -> SweepRuns | None:
     if store is None:
         return None
     sweep = plan.sweep
-    described = {"algorithm": sweep.algorithm, "scheduler": sweep.scheduler, "num_trials": sweep.total_trials}
+    described = {"algorithm": sweep.algorithm, "scheduler": sweep.scheduler, "num_trials": plan.total_trials}
     if sweep.seeds > 1:
         described["seeds"] = sweep.seeds
     runs = SweepRuns(
@@ -297,8 +303,9 @@ def _open_runs(plan: SweepPlan, store: Store | None) -> SweepRuns | None:
     return runs
 
 
-def _unfinished(ledger: Ledger, sweep: SweepConfig) -> bool:
-    return ledger.count("done", "stopped", "failed") < sweep.total_trials
+def _unfinished(ledger: Ledger, plan: SweepPlan) -> bool:
+    all_begun = ledger.is_exhausted or len(ledger.trials) >= plan.total_trials
+    return not all_begun or not all(record.ended for record in ledger.trials.values())
 
 
 def _close_open_trials(ledger: Ledger, interrupted: bool) -> None:

@@ -20,6 +20,16 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from sensorlab.cluster.search.options import (
+    AshaConfig,
+    BohbConfig,
+    EvolutionConfig,
+    FidelityConfig,
+    HyperBandConfig,
+    MedianConfig,
+    PopulationConfig,
+    TpeConfig,
+)
 from sensorlab.cluster.search.space import combinations, parents_first, same
 from sensorlab.config import StrictModel, apply_overrides, canonical_json, flatten, merge, nested, parse_yaml, validate
 from sensorlab.errors import UserError
@@ -38,6 +48,8 @@ _COMMON_TO_ALL = {
     "eval.metric": "trials are compared by sweep.objective, which also chooses their best checkpoint",
     "eval.mode": "trials are compared by sweep.objective in the direction of sweep.mode",
     "checkpoint": "what is saved, and how often, does not change what is trained",
+    "train.until": "the sweep itself divides trainings into parts",
+    "train.fork": "the sweep itself lets trials go on from each other's checkpoints",
 }
 _BUDGET = ("train.duration", "train.extend")
 
@@ -93,53 +105,21 @@ class Dimension(StrictModel):
         return bounds if bounds is not None else self.multiples[:2]
 
 
-class AshaConfig(StrictModel):
-    """Asynchronous successive halving: a trial below the top 1/reduction of its rung is stopped."""
-
-    grace_epochs: int = Field(default=1, ge=1)  # no trial is stopped before
-    reduction: float = Field(default=3.0, gt=1.0)  # rungs are at grace_epochs * reduction^k
-
-
-class HyperBandConfig(AshaConfig):
-    """Asynchronous successive halving in brackets: each one leaves out one rung more, the last one has none."""
-
-
-class MedianConfig(StrictModel):
-    """A trial is stopped whose best objective is worse than the median of the others' means up to the same epoch."""
-
-    grace_epochs: int = Field(default=1, ge=1)  # no trial is stopped before
-    min_trials: int = Field(default=3, ge=1)  # others that got as far; with fewer no trial is stopped
-
-
-class TpeConfig(StrictModel):
-    """Tree-structured Parzen estimator: ``algorithm: optuna``."""
-
-    multivariate: bool = False  # models the searched keys jointly instead of each by itself
-
-
-class EvolutionConfig(StrictModel):
-    """Mutants of the best configurations, as YOLOv5 evolves its hyperparameters: ``algorithm: evolution``."""
-
-    initial: int = Field(default=5, ge=1)  # configurations that are drawn at random first
-    parents: int = Field(default=5, ge=1)  # the best so many may have offspring
-    mutation_probability: float = Field(default=0.8, gt=0, le=1)  # of each number
-    sigma: float = Field(default=0.2, gt=0)  # scale of the mutations, relative to the value
-    choice_probability: float = Field(default=0.2, ge=0, le=1)  # that a choice changes into another
-    gains: Mapping[str, float] = {}  # searched key -> factor of sigma (1); 0: never mutated
-
-
 class SweepConfig(StrictModel):
     """A search over an experiment."""
 
     space: dict[str, Dimension] = Field(min_length=1)  # dotted key of the experiment -> values
-    algorithm: Literal["random", "grid", "optuna", "cmaes", "evolution"] = "random"  # optuna: TPE
+    algorithm: Literal["random", "grid", "optuna", "cmaes", "bohb", "evolution", "pbt", "pb2"] = "random"  # optuna: TPE
     scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
     asha: AshaConfig = AshaConfig()
     hyperband: HyperBandConfig = HyperBandConfig()
     median: MedianConfig = MedianConfig()
     tpe: TpeConfig = TpeConfig()
     evolution: EvolutionConfig = EvolutionConfig()
-    num_trials: int = Field(default=8, ge=1)  # configurations; ignored by grid, which runs every combination
+    bohb: BohbConfig = BohbConfig()
+    population: PopulationConfig = PopulationConfig()
+    fidelity: FidelityConfig | None = None  # null: the scheduler compares trials by their epochs
+    num_trials: int = Field(default=8, ge=1)  # configurations; pbt: members; ignored by grid, which runs all there are
     seeds: int = Field(default=1, ge=1)  # trials of each configuration: with the experiment's seed, seed + 1, ...
     max_concurrent: int | None = Field(default=None, ge=1)  # None: as many as fit
     objective: str = "val/iou"
@@ -147,7 +127,8 @@ class SweepConfig(StrictModel):
     seed: int = 0
     time_budget_s: float | None = Field(
         default=None, gt=0
-    )  # no new results after this time; running trials are stopped
+    )  # of all drivers of the sweep; no new results after this time, running trials are stopped
+    epoch_budget: int | None = Field(default=None, ge=1)  # epochs of all trials together; then as with time_budget_s
     max_failures: int = Field(default=2, ge=0)  # restarts of one trial after a crash; it continues from its checkpoint
 
     @model_validator(mode="after")
@@ -169,6 +150,26 @@ class SweepConfig(StrictModel):
             raise ValueError(
                 "evolution.gains: nothing can mutate; leave out one key at least, or give it a gain above 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> SweepConfig:
+        if self.is_population:
+            for key, value in (("scheduler", "none"), ("seeds", 1), ("fidelity", None)):
+                if getattr(self, key) != value:
+                    raise ValueError(f"algorithm {self.algorithm} replaces members of its own: set sweep.{key}={value}")
+            if self.num_trials < 2:
+                raise ValueError(f"algorithm {self.algorithm} needs a population: num_trials of 2 or more")
+        if self.algorithm == "bohb" and self.scheduler not in ("asha", "hyperband"):
+            raise ValueError("algorithm bohb learns from rungs: set sweep.scheduler=hyperband (or asha)")
+        if self.fidelity is not None:
+            if self.scheduler != "asha" or self.algorithm == "bohb":
+                raise ValueError(
+                    "fidelity: configurations are promoted along its values, instead of being stopped along their "
+                    "epochs: set sweep.scheduler=asha and another algorithm than bohb"
+                )
+            if self.fidelity.key in self.space:
+                raise ValueError(f"fidelity.key: {self.fidelity.key} is searched")
         return self
 
     @model_validator(mode="after")
@@ -203,9 +204,20 @@ class SweepConfig(StrictModel):
         choices = {key: dimension.choice or () for key, dimension in self.space.items()}
         return len(combinations(choices, self.conditions))
 
+    def total_trials(self, max_epochs: int | None) -> int:
+        """Trials of the whole sweep, if none fails; ``max_epochs``: of the experiment, which a population divides."""
+        if self.is_population:
+            return self.num_trials * math.ceil((max_epochs or 1) / self.population.generation)
+        configurations = self.total_configurations
+        rounds = [configurations]
+        for _ in (self.fidelity.values if self.fidelity else ())[1:]:
+            rounds.append(max(1, int(rounds[-1] / self.asha.reduction)))
+        return sum(rounds) * self.seeds
+
     @property
-    def total_trials(self) -> int:
-        return self.total_configurations * self.seeds
+    def is_population(self) -> bool:
+        """Whether trials are generations of members, which hand their checkpoints on."""
+        return self.algorithm in ("pbt", "pb2")
 
 
 def split_overrides(

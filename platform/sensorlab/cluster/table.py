@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sensorlab.cluster.ledger import Ledger, TrialRecord
-from sensorlab.report.ranking import SEED, Configuration, Ranking
+from sensorlab.report.ranking import ASSIGNED, Configuration, Ranking
 from sensorlab.runs.table import aligned, duration, number
 
 
@@ -49,7 +49,7 @@ def ranked_table(ledger: Ledger, objective: str) -> str:
 
 def _configurations(ledger: Ledger, ranking: Ranking, objective: str) -> str:
     metrics = _further_metrics(ledger.trials.values(), objective)
-    keys = sorted({key for record in ledger.trials.values() for key in record.values} - {SEED})
+    keys = sorted({key for record in ledger.trials.values() for key in record.values} - ASSIGNED)
     shorts = short_keys(keys)
     header = ["rank", "trials", objective, "±", "n", *metrics, *(shorts[key] for key in keys)]
     rows = [[*header, "epochs", "time", "status"]]

@@ -20,6 +20,10 @@ from sensorlab.report.content import Mode, Sweep, Trial, text_key
 from sensorlab.report.distinguish import Difference, differences
 
 SEED = "seed"
+UNTIL, FORK = "train.until", "train.fork.checkpoint"
+ASSIGNED = frozenset({SEED, UNTIL, FORK})
+"""What a sweep itself gives to a trial: its repeat, and its part of a training. Trials that differ in these alone are
+of one configuration."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Configuration:
 
     @property
     def values(self) -> dict[str, Any]:
-        return {key: value for key, value in self.trials[0].values.items() if key != SEED}
+        return {key: value for key, value in self.trials[0].values.items() if key not in ASSIGNED}
 
     @property
     def objectives(self) -> list[float]:
@@ -128,7 +132,7 @@ def _ranking(protocol: str, trials: Sequence[Trial], mode: Mode) -> Ranking:
 
 def identity(trial: Trial) -> str:
     """Equal for repeats of one configuration."""
-    return text_key({key: value for key, value in trial.values.items() if key != SEED})
+    return text_key({key: value for key, value in trial.values.items() if key not in ASSIGNED})
 
 
 def _configuration(trials: Iterable[Trial]) -> Configuration:
@@ -142,8 +146,8 @@ def _configuration(trials: Iterable[Trial]) -> Configuration:
 
 
 def varying(trials: Iterable[Trial]) -> list[str]:
-    """Searched keys in alphabetical order, without the seed of repeats."""
-    return sorted({key for trial in trials for key in trial.values} - {SEED})
+    """Searched keys in alphabetical order."""
+    return sorted({key for trial in trials for key in trial.values} - ASSIGNED)
 
 
 def unranked(sweep: Sweep) -> list[tuple[Trial, str]]:

@@ -179,7 +179,7 @@ def test_inactive_combinations_of_a_grid_are_one():
         {"deep": 2, "deeper": True, "net": "b"},
         {"net": "a"},
     ]
-    assert sweep.total_trials == 4
+    assert sweep.total_trials(None) == 4
     assert expected_trials({"space": space, "algorithm": "grid", "seeds": 3}) == 12
 
 
@@ -210,7 +210,7 @@ def test_parents_come_first_and_take_their_children_along():
         ({"space": {"a": {"uniform": [0, 1]}}, "evolution": {"gains": {"b": 1}}}, "gains: b is not searched"),
         ({"space": {"a": {"uniform": [0, 1]}}, "evolution": {"gains": {"a": 0}}}, "nothing can mutate"),
         ({"space": {"a": {"uniform": [0, 1]}}, "evolution": {"sigma": 0}}, "greater than 0"),
-        ({"space": {"a": {"uniform": [0, 1]}}, "algorithm": "tpe"}, "'optuna', 'cmaes' or 'evolution'"),
+        ({"space": {"a": {"uniform": [0, 1]}}, "algorithm": "tpe"}, "'cmaes', 'bohb', 'evolution', 'pbt' or 'pb2'"),
     ],
 )
 def test_faults_of_the_section(changes, message):

@@ -233,7 +233,7 @@ def test_a_driver_killed_at_a_decision_finds_it(tmp_path, ledger):
 
 
 def test_seeds_are_counted_and_not_searched_too():
-    assert section().total_trials == 12
+    assert section().total_trials(None) == 12
     assert expected_trials({"num_trials": 6, "seeds": 2}) == 12
     assert expected_trials({"num_trials": 6, "seeds": "two"}) is None
     with pytest.raises(UserError, match=r"seed is searched, and sweep\.seeds=2 repeats"):

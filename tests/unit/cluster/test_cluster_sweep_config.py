@@ -51,7 +51,7 @@ def test_faults_of_the_section(section, message):
 
 def test_grid_runs_every_combination():
     sweep = load_sweep({"space": {"a": {"choice": [1, 2, 3]}, "b": {"choice": [1, 2]}}, "algorithm": "grid"})
-    assert sweep.total_trials == 6
+    assert sweep.total_trials(None) == 6
 
 
 def test_a_valid_space_passes():

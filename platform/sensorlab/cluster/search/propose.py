@@ -9,20 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 
 from sensorlab.cluster.search.space import combinations, drop_inactive
 from sensorlab.cluster.sweep_config import SweepConfig, decode_values, encode_choice, tune_space
 
+WAIT: Final = "wait"
+"""Proposed by a proposer that cannot go on before more of the trials have ended."""
+
 
 @dataclass(frozen=True)
 class Proposal:
-    """A configuration: searched key to value, choices encoded by ``encode_choice``. ``notes``: the proposer's own."""
+    """A configuration.
+
+    Attributes:
+        values: searched key to value, choices encoded by ``encode_choice``.
+        notes: the proposer's own.
+        assigned: keys beside the searched ones that the trial gets from the sweep (``ASSIGNED``).
+        parent: position of the proposal whose last checkpoint the trial goes on from; ``None`` starts from nothing.
+    """
 
     values: Mapping[str, Any]
     notes: Mapping[str, Any] = field(default_factory=dict)
+    assigned: Mapping[str, Any] = field(default_factory=dict)
+    parent: int | None = None
 
 
 @dataclass(frozen=True)
@@ -32,18 +44,22 @@ class Outcome:
     Attributes:
         state: ``pending`` until all of its repeats have ended, ``failed`` if none of them has an objective.
         value: mean objective of its repeats; ``None`` unless it is ``complete``.
+        last: the objective that its first repeat reported last.
+        rungs: epoch of a rung of the scheduler to the objective that its first repeat had there, ended or not.
     """
 
     proposal: Proposal
     state: Literal["pending", "complete", "failed"]
     value: float | None = None
+    last: float | None = None
+    rungs: Mapping[int, float] = field(default_factory=dict)
 
 
 class Proposer(Protocol):
     """Proposes the configuration of a position, given the outcomes of all before it."""
 
-    def propose(self, history: Sequence[Outcome]) -> Proposal | None:
-        """The next configuration, at position ``len(history)``; ``None``: there are no more."""
+    def propose(self, history: Sequence[Outcome]) -> Proposal | Literal["wait"] | None:
+        """The configuration at position ``len(history)``; ``None``: there are no more; ``WAIT``: not yet."""
 
 
 class Grid:

@@ -18,10 +18,11 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from sensorlab.cluster.ledger import shared_ledger
-from sensorlab.cluster.search.propose import Outcome, Proposal, new_proposer
+from sensorlab.cluster.search.propose import WAIT, Outcome, Proposal, new_proposer
 from sensorlab.cluster.search.standing import mean_objective
 from sensorlab.cluster.sweep_config import SweepConfig
-from sensorlab.report.ranking import SEED
+from sensorlab.engine.checkpoint import CheckpointStore
+from sensorlab.report.ranking import FORK, SEED
 
 
 @dataclass
@@ -46,14 +47,19 @@ class SweepSearch(Searcher):
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True  # the sweep says all of it
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if not self._proposed or len(self._proposed[-1].trial_ids) == self._sweep.seeds:
             proposal = self._proposer.propose([self._outcome(repeated) for repeated in self._proposed])
             if proposal is None:
+                shared_ledger(self._sweep_dir).note_exhausted()
                 return str(Searcher.FINISHED)
+            if proposal == WAIT:
+                return None  # Tune asks again
             self._proposed.append(Repeated(proposal))
         current = self._proposed[-1]
-        values = dict(current.proposal.values)
+        values = {**current.proposal.values, **current.proposal.assigned}
+        if current.proposal.parent is not None:
+            values[FORK] = self._last_checkpoint(current.proposal.parent)
         if self._sweep.seeds > 1:
             values[SEED] = self._base_seed + len(current.trial_ids)
         current.trial_ids.append(trial_id)
@@ -65,10 +71,22 @@ class SweepSearch(Searcher):
     def _outcome(self, repeated: Repeated) -> Outcome:
         known = shared_ledger(self._sweep_dir).trials
         records = [known[trial_id] for trial_id in repeated.trial_ids if trial_id in known]
+        seen: dict[str, Any] = {}
+        if records:
+            rungs = {int(epoch): value for epoch, value in records[0].rungs.items()}
+            seen = {"last": records[0].last_objective, "rungs": rungs}
         if len(records) < self._sweep.seeds or not all(record.ended for record in records):
-            return Outcome(repeated.proposal, "pending")
+            return Outcome(repeated.proposal, "pending", **seen)
         mean = mean_objective(records, self._sweep.mode)
-        return Outcome(repeated.proposal, "failed" if mean is None else "complete", mean)
+        return Outcome(repeated.proposal, "failed" if mean is None else "complete", mean, **seen)
+
+    def _last_checkpoint(self, position: int) -> str:
+        """Where the (first) trial of a proposal has left off."""
+        record = shared_ledger(self._sweep_dir).trials[self._proposed[position].trial_ids[0]]
+        latest = CheckpointStore(Path(record.run_dir) / "checkpoints").latest()
+        if latest is None:
+            raise RuntimeError(f"trial {record.trial_id} ended without a checkpoint to go on from")
+        return str(latest.path)
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_bytes(pickle.dumps(self._proposed))
