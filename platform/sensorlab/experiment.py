@@ -30,6 +30,7 @@ from sensorlab.engine.callbacks.diagnostics import DiagnosticsConfig
 from sensorlab.engine.callbacks.early_stop import EarlyStopConfig
 from sensorlab.engine.duration import Duration, Every
 from sensorlab.engine.ema import EmaConfig
+from sensorlab.engine.fork import ForkConfig
 from sensorlab.engine.freeze import FreezeRule
 from sensorlab.engine.multi_scale import MultiScaleConfig
 from sensorlab.engine.optim import ClipConfig, OptimConfig
@@ -91,6 +92,7 @@ class TrainConfig(StrictModel):
 
     duration: Duration  # 12 epochs, 25000 steps or 1000000 samples; steps are optimiser steps
     extend: ExtendConfig | None = None  # goes on beyond duration; may be added to a run that is resumed
+    until: Duration | None = None  # ends here, inside of its schedule; a resumed run may move it or leave it out
     accumulate: AccumulateConfig = AccumulateConfig()
     clip: ClipConfig | None = ClipConfig(value=5.0)  # null: gradients are not clipped
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -106,11 +108,29 @@ class TrainConfig(StrictModel):
     early_stop: EarlyStopConfig | None = None  # end when eval.metric no longer improves
     log_every: Every = Every.parse("10 steps")  # means over the interval; an interval ends with the epoch at the latest
     init: InitConfig | None = None  # starts a new run from weights; a resumed run has its own
+    fork: ForkConfig | None = None  # starts a new run from the whole state of another; a resumed run has its own
 
     @model_validator(mode="after")
     def _same_unit(self) -> TrainConfig:
         if self.extend is not None and self.extend.duration.unit != self.duration.unit:
             raise ValueError(f"extend.duration must be in {self.duration.unit}, as duration is")
+        return self
+
+    @model_validator(mode="after")
+    def _ends_in_its_schedule(self) -> TrainConfig:
+        if self.until is None:
+            return self
+        if self.until.unit != self.duration.unit:
+            raise ValueError(f"until must be in {self.duration.unit}, as duration is")
+        end = Duration(self.duration.count + (self.extend.duration.count if self.extend else 0), self.duration.unit)
+        if self.until.count > end.count:
+            raise ValueError(f"until={self.until} is behind the end of the training, {end}; leave it out, or extend")
+        return self
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TrainConfig:
+        if self.init is not None and self.fork is not None:
+            raise ValueError("init and fork: a run starts from weights or from a whole state; set one of them to null")
         return self
 
 
@@ -282,10 +302,12 @@ RESUME_MAY_CHANGE = (
     "data.threads",
     "data.prefetch",
     "train.extend",
+    "train.until",
     "train.nonfinite_budget",  # of a run that has used it up
     "train.dry_run",
     "train.log_every",
     "train.init",
+    "train.fork",
     "eval.panels",
     "eval.panels_every",
     "checkpoint",

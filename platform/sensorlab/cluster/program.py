@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +19,8 @@ from sensorlab.data.subset import Unaugmented, first_rows
 from sensorlab.engine.accumulate import Accumulation
 from sensorlab.engine.budget import Budget, early_stop_of
 from sensorlab.engine.callbacks.base import Callback
-from sensorlab.engine.checkpoint import CheckpointStore
+from sensorlab.engine.checkpoint import CheckpointStore, load_plain
+from sensorlab.engine.fork import donor_cursor
 from sensorlab.engine.workers import WorkerGroup
 from sensorlab.experiment import ExperimentConfig, experiment_from
 from sensorlab.runs.environment import code_revision
@@ -187,18 +187,22 @@ def budget_of(config: ExperimentConfig, batches_per_epoch: int) -> Budget:
         batches_per_epoch=batches_per_epoch,
         warmup=config.warmup,
     )
-    return Budget.of(config.train.duration, config.train.extend, accumulation)
+    return Budget.of(config.train.duration, config.train.extend, accumulation, config.train.until)
 
 
 def next_cursor(spec: RunSpec, config: ExperimentConfig) -> tuple[int, int] | None:
-    """(epoch, batch) where training goes on: after the latest valid checkpoint; ``None`` when it is finished."""
+    """(epoch, batch) where training goes on: after the latest valid checkpoint, of the run that is forked if this one
+    has none; ``None`` when it is finished."""
     plan = stream_specs(config, spec.dataset)[TRAIN].plan
     latest = CheckpointStore(Path(spec.run_dir) / "checkpoints").latest()
-    if latest is None:
+    is_over = False
+    if latest is not None:
+        state = load_plain(latest.path)
+        saved, is_over = state["cursor"], early_stop_of(state, config.train.extend) is not None
+    elif config.train.fork is not None:
+        saved = donor_cursor(config, config.train.fork)
+    else:
         return (0, 0)
-    state = json.loads((latest.path / "state.json").read_text(encoding="utf-8"))
-    saved = state["cursor"]
-    is_over = early_stop_of(state, config.train.extend) is not None
     if is_over or saved["step"] >= budget_of(config, plan.batches_per_epoch).steps:
         return None
     return plan.normal_cursor((saved["epoch"], saved["batch"]))

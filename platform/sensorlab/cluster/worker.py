@@ -104,6 +104,7 @@ class Reporter(Callback):
     the configuration that it sent, so a trial that ignores its values cannot pass for one that used them.
     """
 
+    goes_on_in_forks = False
     priority = 90  # after everything that records the epoch: the scheduler may end the process inside of ``send``
 
     def __init__(self, spec: RunSpec, objective: str, mode: str, send: Callable[[Report], None]) -> None:

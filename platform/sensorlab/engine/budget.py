@@ -35,18 +35,27 @@ class Budget:
     schedule_epochs: int
 
     @classmethod
-    def of(cls, duration: Duration, extend: ExtendConfig | None, accumulation: Accumulation) -> Budget:
+    def of(
+        cls,
+        duration: Duration,
+        extend: ExtendConfig | None,
+        accumulation: Accumulation,
+        until: Duration | None = None,
+    ) -> Budget:
         """The budget of a training.
 
         Args:
             duration: the planned length.
             extend: more of the same unit.
+            until: where the training ends before that; the schedule is laid out as if it did not.
         """
         planned = _steps_and_epochs(duration, accumulation)
-        if extend is None:
-            return cls(*planned, *planned)
-        whole = _steps_and_epochs(Duration(duration.count + extend.duration.count, duration.unit), accumulation)
-        return cls(*whole, *(planned if extend.rule == "hold" else whole))
+        whole = planned
+        if extend is not None:
+            more = Duration(duration.count + extend.duration.count, duration.unit)
+            whole = _steps_and_epochs(more, accumulation)
+        end = whole if until is None else _steps_and_epochs(until, accumulation)
+        return cls(*end, *(planned if extend is None or extend.rule == "hold" else whole))
 
 
 def early_stop_of(state: Mapping[str, Any], extend: ExtendConfig | None) -> str | None:

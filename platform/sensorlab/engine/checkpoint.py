@@ -60,6 +60,7 @@ class CheckpointInfo:
     step: int
     metrics: dict[str, float]
     permanent: bool = False  # kept for good
+    seal: str = ""  # digest of the manifest, and with it of everything in the checkpoint
 
 
 def save(
@@ -138,6 +139,21 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path}: {_STATE} is not a state ({error})") from error
 
 
+def load_plain(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds besides tensors, which are references here; unverified.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path}: {_STATE} cannot be read ({error})") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {path}: {_STATE} is not a state")
+    return state
+
+
 def read_info(path: Path) -> CheckpointInfo:
     """The manifest alone, unverified. Raises ``CheckpointError`` if it is missing or unreadable."""
     return _info(path, _manifest(path))
@@ -173,7 +189,7 @@ def _check_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _info(path: Path, manifest: Mapping[str, Any]) -> CheckpointInfo:
-    return CheckpointInfo(path, manifest["step"], manifest["metrics"], manifest["permanent"])
+    return CheckpointInfo(path, manifest["step"], manifest["metrics"], manifest["permanent"], _seal(manifest))
 
 
 def _manifest(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from sensorlab.data.stream import SampleStream
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.engine.duration import Every, Progress
 from sensorlab.engine.evaluate import check_objective, evaluate, evaluated_batches
+from sensorlab.engine.fork import begin_as_fork
 from sensorlab.engine.rehearsal import rehearse
 from sensorlab.engine.step import train_step
 from sensorlab.engine.training import Training
@@ -73,6 +74,8 @@ def fit(
     try:
         _start(training, train_stream, val_stream, resume)
         training.clock.enter("other")
+        if training.finished and training.evaluated.steps != training.cursor.step:
+            _finish_epoch(training, train_stream, val_stream)  # train.until has moved to where an attempt was killed
         while not training.finished:
             _train_epoch(training, train_stream, val_stream)
             _finish_epoch(training, train_stream, val_stream)
@@ -137,6 +140,8 @@ def _start(training: Training, train_stream: SampleStream, val_stream: SampleStr
         if not resume:
             raise UserError(f"{training.run_dir} holds a run already; resume it or choose another directory")
         training.restore(latest)
+    elif training.config.train.fork is not None:
+        begin_as_fork(training, training.config.train.fork)
     elif training.config.train.init is not None:
         training.load_initial_weights(training.config.train.init)
     if training.workers.is_main:  # after the restore: a configuration that it refuses sets nothing aside
@@ -250,8 +255,9 @@ def _publish_interval(training: Training) -> None:
 def _evaluate(training: Training, stream: SampleStream | None, scheduled: bool) -> bool:
     """Evaluate once per step; ``True`` if the model is the best so far, which a checkpoint must then hold.
 
-    Only a ``scheduled`` evaluation, due by ``eval.every``, moves the scores that later epochs are ordered by: the one
-    after the last step would otherwise make an extended run another one than a run that was planned as long.
+    Only a ``scheduled`` evaluation, due by ``eval.every``, moves the scores that later epochs are ordered by, and is
+    judged by ``EarlyStop``: the one after the last step would otherwise make a run that goes on another one than a run
+    that was planned as long.
     """
     before, now, config = training.evaluated, training.progress, training.config.eval
     if stream is None or before.steps == now.steps:
@@ -262,7 +268,7 @@ def _evaluate(training: Training, stream: SampleStream | None, scheduled: bool) 
     with training.clock.span("evaluation"):
         scores = training.class_scores
         metrics, panels = evaluate(training, stream, num_panels)
-    training.evaluated = now
+    training.evaluated, training.evaluation_was_due = now, scheduled
     if not scheduled:
         training.class_scores = scores
     training.publish(metrics)

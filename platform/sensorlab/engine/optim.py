@@ -142,14 +142,14 @@ def build_optimizer(model: nn.Module, config: OptimConfig, samples_per_step: int
     return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def _begin_momentum(optimizer: torch.optim.SGD) -> None:
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Momentum of 0 instead of none: the first step is the same, but parameters may make theirs at different times.
 
     torch's fused SGD begins the momentum of all parameters in one step, or fails: one that thaws later has none yet.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -163,6 +163,32 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def take_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load the moments of a saved state into the same groups; rates, decays and betas stay those of ``optimizer``.
+
+    A momentum that the saved optimiser did not have begins at 0; one that ``optimizer`` does not have is dropped.
+
+    Raises:
+        ValueError: groups or shapes are not those of ``optimizer``; it is as it was.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    sizes = [[(group["name"], len(group["params"])) for group in each] for each in (groups, state["param_groups"])]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"groups of (name, parameters) {sizes[1]}, here {sizes[0]}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape:
+                shapes = tuple(value.shape), tuple(parameters[index].shape)
+                raise ValueError(f"{name} of parameter {index} has shape {shapes[0]}, here {shapes[1]}")
+    restore_optimizer(optimizer, {"state": state["state"], "param_groups": groups})
+    if isinstance(optimizer, torch.optim.SGD):
+        if optimizer.defaults["momentum"] > 0:
+            _begin_momentum(optimizer)
+        else:
+            optimizer.state.clear()
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, rates: Rates) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,9 @@ class Training:
         self.timer = StepTimer(workers.device)
         self.system = SystemMeter(workers.device)
         self.clock = WallClock()
+        self.donor: CheckpointInfo | None = None  # of another run, whose state this attempt began with
         self.evaluated = Progress(-1, -1, -1)  # at the last evaluation
+        self.evaluation_was_due = True  # by ``eval.every``; False: the last one was made because the training ended
         self.saved = Progress(0, 0, 0)  # at the last checkpoint
         self.best_objective: float | None = None
         self.stop_reason: str | None = None  # why training ends before its budget
@@ -151,7 +153,7 @@ class Training:
             warmup=config.warmup,
         )
         self.steps_per_epoch = -(-self.batches_per_epoch // self.accumulation.passes)  # after a ramp
-        self.budget = Budget.of(config.train.duration, config.train.extend, self.accumulation)
+        self.budget = Budget.of(config.train.duration, config.train.extend, self.accumulation, config.train.until)
 
     def schedule_point(self, num_passes: int) -> SchedulePoint:
         """Where the schedule is read for the optimiser step that begins at the cursor: at the last of its passes."""
@@ -323,40 +325,56 @@ class Training:
         """
         state = load(info.path, self.workers.device)
         refuse_changed(state["config"], self.config)
+        self.check_provenance(state, info.path)
+        for what in ("compile", "fork"):
+            if what in state["provenance"]:
+                self.provenance[what] = state["provenance"][what]
+        restore_optimizer(self.optimizer, state["optimizer"])
+        self.take(state)
+        self.stop_reason = early_stop_of(state, self.config.train.extend)
+        self.clock.load_state_dict(state["clock"], is_over=self.finished)
+        self.best_objective = state["best_objective"]
+        self.corrupt_samples = state["corrupt_samples"]
+        self.metrics = state["metrics"]
+        self.protocols = state["protocols"]
+        for callback, saved in self.states_of_callbacks(state):
+            callback.load_state_dict(saved)
+
+    def check_provenance(self, state: Mapping[str, Any], path: Path) -> None:
+        """Raise ``UserError`` if the checkpoint ``state`` saw other samples; say so if other code wrote it."""
         for what in ("dataset", "order"):
             saved, present = state["provenance"].get(what), self.provenance.get(what)
             if saved != present:
                 raise UserError(
-                    f"{info.path} was trained on the {what} with digest {saved}, this one is {present}: resuming "
+                    f"{path} was trained on the {what} with digest {saved}, this one is {present}: going on from it "
                     "would see other samples, or the same ones in another order"
                 )
-        if state["provenance"].get("code") != self.provenance.get("code"):
-            saved, present = state["provenance"].get("code"), self.provenance.get("code")
+        saved, present = state["provenance"].get("code"), self.provenance.get("code")
+        if saved != present:
             logger.warning(
-                "%s was written by the code %s, this is %s: equal bytes are not promised", *(info.path, saved, present)
+                "%s was written by the code %s, this is %s: equal bytes are not promised", path, saved, present
             )
-        if "compile" in state["provenance"]:
-            self.provenance["compile"] = state["provenance"]["compile"]
+
+    def take(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's ``state``, of this run or another, with all of it but the optimiser's that decides
+        on the steps to come."""
         self.model.load_state_dict(state["model"])
-        restore_optimizer(self.optimizer, state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty: of a run that needed none
+            self.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         cursor = state["cursor"]
         self.cursor = Cursor(cursor["epoch"], cursor["batch"], cursor["step"])
         self.meter.load_state_dict(state["meters"], self.workers)
         self.saved = self.progress
-        self.stop_reason = early_stop_of(state, self.config.train.extend)
-        self.clock.load_state_dict(state["clock"], is_over=self.finished)
         self.finite.load_state_dict(state["finite"])
         self.evaluated = Progress(*state["evaluated"])
         self.class_scores, self.order_scores = state["class_scores"], state["order_scores"]
-        self.best_objective = state["best_objective"]
-        self.corrupt_samples = state["corrupt_samples"]
-        self.metrics = state["metrics"]
-        self.protocols = state["protocols"]
+
+    def states_of_callbacks(self, state: Mapping[str, Any]) -> Iterator[tuple[Callback, Mapping[str, Any]]]:
+        """(callback, what it saved in the checkpoint ``state``)."""
         for callback in self.callbacks:
-            callback.load_state_dict(state["callbacks"].get(_key(self.callbacks, callback), {}))
+            yield callback, state["callbacks"].get(_key(self.callbacks, callback), {})
 
 
 def _key(callbacks: Sequence[Callback], callback: Callback) -> str:

@@ -20,7 +20,7 @@ from sensorlab.engine.training import Cursor, Training
 from sensorlab.engine.workers import WorkerGroup
 from sensorlab.errors import UserError
 from sensorlab.experiment import ExperimentConfig
-from sensorlab.models.weights import read_state_dict
+from sensorlab.models.weights import read_state_dict, tensor_differences
 from sensorlab.tasks.base import BaseTask
 
 
@@ -65,16 +65,9 @@ def load_exactly(training: Training, weights: Weights) -> None:
         UserError: a name or a shape differs: the weights are of another model.
     """
     model = training.evaluated_model
-    target = model.state_dict()
-    differing = [
-        f"{name}: weights {tuple(weights.tensors[name].shape)}, model {tuple(target[name].shape)}"
-        for name in target.keys() & weights.tensors.keys()
-        if weights.tensors[name].shape != target[name].shape
-    ]
-    differing += [f"{name}: only in the model" for name in target.keys() - weights.tensors.keys()]
-    differing += [f"{name}: only in the weights" for name in weights.tensors.keys() - target.keys()]
+    differing = tensor_differences(model.state_dict(), weights.tensors)
     if differing:
-        shown = "; ".join(sorted(differing)[:4]) + ("; ..." if len(differing) > 4 else "")
+        shown = "; ".join(differing[:4]) + ("; ..." if len(differing) > 4 else "")
         raise UserError(
             f"{weights.origin} holds the weights of another model than task describes: {len(differing)} tensors differ "
             f"({shown}). Leave out what changes the model, or name the experiment that the weights belong to"

@@ -140,6 +140,18 @@ def load_weights(
     )
 
 
+def tensor_differences(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> list[str]:
+    """What keeps ``source`` from being the weights of ``target``, a line for each name, sorted; empty if nothing."""
+    differing = [
+        f"{name}: weights {tuple(source[name].shape)}, model {tuple(target[name].shape)}"
+        for name in target.keys() & source.keys()
+        if source[name].shape != target[name].shape
+    ]
+    differing += [f"{name}: only in the model" for name in target.keys() - source.keys()]
+    differing += [f"{name}: only in the weights" for name in source.keys() - target.keys()]
+    return sorted(differing)
+
+
 def _unselected(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> dict[str, str]:
     """Those of ``names`` that are not to be loaded, with the reason."""
     include_patterns, exclude_patterns = _compile(include), _compile(exclude)

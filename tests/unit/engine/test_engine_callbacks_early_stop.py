@@ -26,6 +26,7 @@ class Judged:
 
     def __init__(self, mode: str, batches_per_epoch: int = 7, global_batch: int = 4) -> None:
         self.cursor, self.batches_per_epoch, self.stop_reason = Cursor(), batches_per_epoch, None
+        self.donor, self.evaluation_was_due = None, True
         objective = SimpleNamespace(metric="val/x", mode=mode)
         self.config = SimpleNamespace(eval=objective, data=SimpleNamespace(global_batch=global_batch))
 

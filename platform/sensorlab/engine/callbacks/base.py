@@ -39,6 +39,8 @@ class Callback:
     """
 
     priority = 50
+    # Its state is part of the training, which a fork (``train.fork``) takes over; False: of one run, and its files.
+    goes_on_in_forks = True
 
     def on_fit_start(self, training: Training) -> None: ...
 

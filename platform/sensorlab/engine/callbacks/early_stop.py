@@ -27,6 +27,9 @@ class EarlyStopConfig(StrictModel):
 class EarlyStop(Callback):
     """Asks for the end of the run once ``patience`` has passed since the last improvement, or since the start.
 
+    An evaluation that was made only because the training ends is not judged: it may go on, and then ends where one
+    does that was planned as long.
+
     The value to beat is that of the last improvement: many small gains, none of them above ``min_delta``, are one when
     they add up to more than it. A value that is not finite never improves.
 
@@ -41,6 +44,7 @@ class EarlyStop(Callback):
     """
 
     priority = 10
+    goes_on_in_forks = False
 
     def __init__(self, config: EarlyStopConfig) -> None:
         self._config = config
@@ -49,12 +53,14 @@ class EarlyStop(Callback):
         self._is_used_up = False  # the patience
 
     def on_fit_start(self, training: Training) -> None:
+        if training.donor is not None:
+            self._best_at = self._now(training)[0]
         if self._is_used_up and training.stop_reason is None:  # the end is no more: the run was extended
             self._best_at, self._is_used_up = self._now(training)[0], False
 
     def on_metrics(self, training: Training, metrics: Mapping[str, float], step: int) -> None:
         name = training.config.eval.metric
-        if name not in metrics:
+        if name not in metrics or not training.evaluation_was_due:
             return
         now, patience = self._now(training)
         if self._improves(metrics[name], training.config.eval.mode):

@@ -26,6 +26,7 @@ class JsonLog(Callback):
     """
 
     priority = 70
+    goes_on_in_forks = False
 
     def __init__(self) -> None:
         self._length = 0

@@ -40,6 +40,7 @@ class TensorBoard(Callback):
     """
 
     priority = 72
+    goes_on_in_forks = False
 
     def __init__(self) -> None:
         self._writer_class = summary_writer()  # here, so that a missing package costs no training time
@@ -51,7 +52,8 @@ class TensorBoard(Callback):
         if not training.workers.is_main:
             return
         self._folder = training.run_dir / "tensorboard"
-        if training.cursor.step == 0 or self._lengths is not None:
+        begins = training.cursor.step == 0 or training.donor is not None
+        if begins or self._lengths is not None:
             for path in self._event_files():
                 length = (self._lengths or {}).get(path.name, 0)
                 if length == 0:

@@ -54,7 +54,12 @@ class TextLog(Callback):
         )
         order = ", ".join(f"{type(callback).__name__}({callback.priority})" for callback in training.callbacks)
         self._write(f"callbacks in order: {order}")
-        if cursor.step:
+        if training.donor is not None:
+            self._write(
+                f"begins at epoch {cursor.epoch}, batch {cursor.batch}, step {cursor.step} with the state of "
+                f"{training.donor.path}"
+            )
+        elif cursor.step:
             self._write(
                 f"resumed at epoch {cursor.epoch}, batch {cursor.batch}, step {cursor.step}: lines above of later "
                 "steps are of an attempt that ended, and their steps are done again"

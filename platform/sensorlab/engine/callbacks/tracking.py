@@ -45,6 +45,7 @@ class Tracking(Callback):
     """
 
     priority = 60
+    goes_on_in_forks = False
 
     def __init__(
         self,
