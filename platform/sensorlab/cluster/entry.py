@@ -116,7 +116,8 @@ def _tune(args: argparse.Namespace, script: Path) -> int:
         plan = SweepPlan.load(launch.root_of(args, tree), args.resume)
     else:
         sweep = load_sweep(sweep_tree)
-        experiment = with_objective(experiment_from(tree, where=str(args.config)), sweep)
+        experiment = launch.with_absolute_paths(experiment_from(tree, where=str(args.config)))
+        experiment = with_objective(experiment, sweep)
         check_space(sweep, as_dict(experiment), experiment_from, fixed)
         root = output_root(args.output or experiment.output_dir)
         plan = SweepPlan(new_name(experiment), root, experiment, sweep, "", launch.store_uri(args, experiment, root))
@@ -143,6 +144,7 @@ def _train(args: argparse.Namespace, script: Path) -> int:
         if args.resume:
             return _run(args, script, _resumed(args, apply_overrides(tree, args.overrides)))
         experiment = experiment_from(apply_overrides(tree, args.overrides), where=str(args.config))
+        experiment = launch.with_absolute_paths(experiment)
         if args.overfit:
             from sensorlab.cluster.commands.overfit import overfit
 

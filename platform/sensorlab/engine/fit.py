@@ -74,8 +74,8 @@ def fit(
     try:
         _start(training, train_stream, val_stream, resume)
         training.clock.enter("other")
-        if training.finished and training.evaluated.steps != training.cursor.step:
-            _finish_epoch(training, train_stream, val_stream)  # train.until has moved to where an attempt was killed
+        if training.finished and val_stream is not None and training.evaluated.steps != training.cursor.step:
+            _finish_epoch(training, train_stream, val_stream)  # train.until is where, or before, an attempt was killed
         while not training.finished:
             _train_epoch(training, train_stream, val_stream)
             _finish_epoch(training, train_stream, val_stream)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import sensorlab
 from sensorlab.data.dataset import PreparedDataset
+from sensorlab.engine.checkpoint import CheckpointError, verify
 from sensorlab.errors import UserError
 from sensorlab.replay.record import RecordedRun
 from sensorlab.runs.environment import Environment, capture_environment
@@ -29,7 +30,7 @@ def differences(recorded: RecordedRun, dataset: str, present: Environment) -> li
     Raises:
         UserError: there is no prepared dataset at ``dataset``.
     """
-    return [*_data(recorded, dataset), *_code(recorded, present), *_machine(recorded, present)]
+    return [*_data(recorded, dataset), *_fork(recorded), *_code(recorded, present), *_machine(recorded, present)]
 
 
 def _data(recorded: RecordedRun, dataset: str) -> list[str]:
@@ -41,6 +42,20 @@ def _data(recorded: RecordedRun, dataset: str) -> list[str]:
     if found == expected:
         return []
     return [f"data: {dataset} has digest {found[:16]}, the run was trained on {expected[:16] or 'an unknown one'}"]
+
+
+def _fork(recorded: RecordedRun) -> list[str]:
+    """A run that began with another one's state is repeated from the same bytes."""
+    expected, fork = recorded.run.tag("fork"), recorded.experiment.train.fork
+    if fork is None:
+        return ["fork: the run began with the state of another run, and no longer says which"] if expected else []
+    try:
+        found = verify(Path(fork.checkpoint)).seal
+    except CheckpointError as error:
+        return [f"fork: {error}, the run began with its state"]
+    if found == expected:
+        return []
+    return [f"fork: {fork.checkpoint} has seal {found[:16]}, the run began with {expected[:16] or 'an unknown one'}"]
 
 
 def _code(recorded: RecordedRun, present: Environment) -> list[str]:

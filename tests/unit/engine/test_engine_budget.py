@@ -73,6 +73,19 @@ def test_an_extension_adds_length_and_its_rule_says_where_the_schedule_ends(unit
     assert (extended.schedule_steps, extended.schedule_epochs) == (end.schedule_steps, end.schedule_epochs)
 
 
+@pytest.mark.parametrize(("unit", "planned", "until"), [("epochs", 4, 3), ("steps", 9, 4), ("samples", 80, 30)])
+@pytest.mark.parametrize("more", [None, 2])
+@pytest.mark.parametrize("rule", ["hold", "rescale"])
+def test_a_slice_ends_earlier_under_the_schedule_of_the_whole(unit, planned, until, more, rule):
+    passes = accumulation(passes=2)
+    extend = more and ExtendConfig(duration=Duration(more, unit), rule=rule)
+    sliced = Budget.of(Duration(planned, unit), extend, passes, Duration(until, unit))
+    whole, alone = Budget.of(Duration(planned, unit), extend, passes), Budget.of(Duration(until, unit), None, passes)
+    assert (sliced.steps, sliced.epochs) == (alone.steps, alone.epochs)
+    assert (sliced.schedule_steps, sliced.schedule_epochs) == (whole.schedule_steps, whole.schedule_epochs)
+    assert sliced.steps < whole.steps
+
+
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
     """Makes experiments of a length; their rate falls in a line, so that it tells how far the schedule is."""

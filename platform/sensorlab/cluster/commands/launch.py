@@ -30,6 +30,20 @@ def dataset_for(experiment: ExperimentConfig, root: Path, known: str = "") -> st
     return str(ensure_dataset(experiment.data, root, say, path=Path(known) if known else None).absolute())
 
 
+def with_absolute_paths(experiment: ExperimentConfig) -> ExperimentConfig:
+    """``experiment`` with absolute paths of what it begins with: workers may have another working directory."""
+    train, changes = experiment.train, dict[str, Any]()
+    if train.init is not None:
+        changes["init"] = train.init.model_copy(update={"path": _absolute(train.init.path)})
+    if train.fork is not None:
+        changes["fork"] = train.fork.model_copy(update={"checkpoint": _absolute(train.fork.checkpoint)})
+    return experiment.model_copy(update={"train": train.model_copy(update=changes)})
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
 def started_by(args: argparse.Namespace, script: Path) -> dict[str, Any]:
     """What a plan says of the program: where its code is now, and how the user starts it."""
     path = script.resolve()

@@ -55,6 +55,8 @@ def overfit_experiment(experiment: ExperimentConfig, samples: int, duration: str
         "train": {
             "duration": duration or f"{STEPS} steps",
             "extend": None,
+            "until": None,
+            "fork": None,
             "accumulate": {"passes": 1, "nominal_batch": None, "ramp": False, "window": "epoch"},
             "multi_scale": None,
             "early_stop": None,
