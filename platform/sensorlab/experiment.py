@@ -67,6 +67,7 @@ class DataConfig(StrictModel):
     val_batch: int | None = Field(default=None, ge=1)  # None: global_batch
     last_batch: Literal["drop", "pad"] = "drop"  # the partial last training batch of an epoch
     max_samples: int | None = Field(default=None, ge=1)  # at most so many samples of each split: its first ones
+    train_fraction: float = Field(default=1.0, gt=0.0, le=1.0)  # of the training split, from all over it
     augment: bool = True  # false: training samples are transformed as in evaluation
     sampling: SamplingConfig = ShuffledSampling()  # which samples an epoch visits, and in which order
     max_batches: int | None = Field(default=None, ge=1)  # global batches of a training epoch; null: all

@@ -16,8 +16,9 @@ import torch
 
 from sensorlab.data.dataset import Split
 from sensorlab.data.local_stream import LocalStream
-from sensorlab.data.sampling import ClassBalancedSampling, ImageWeightsSampling, SamplingConfig
+from sensorlab.data.sampling import ClassBalancedSampling, ImageWeightsSampling, SamplingConfig, ShuffledSampling
 from sensorlab.data.stream import PrefetchedStream, StreamConfig, StreamSpec
+from sensorlab.data.subset import spread_fraction
 
 # The toys are shared with the unit tests; Ray workers import them, and this module, too.
 SEARCH_PATH = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "unit" / "data")]
@@ -124,6 +125,18 @@ def test_a_class_balanced_stream_is_one_dataset_as_ever(ray_cluster: None, split
         streams = [RayStream(spec, shard, rank, 2, end_epoch=2) for rank, shard in enumerate(shards)]
         received = list(pool.map(read, streams))
     assert received == [read(LocalStream(spec, rank, 2, end_epoch=2)) for rank in range(2)]
+
+
+@pytest.mark.parametrize("sampling", [ShuffledSampling(aspect_groups=True), ClassBalancedSampling(aspect_groups=True)])
+def test_a_fraction_gives_the_bytes_of_the_local_stream(
+    ray_cluster: None, split: Split, sampling: SamplingConfig
+) -> None:
+    from sensorlab.data.ray_stream import RayStream, ray_dataset
+
+    spec = make_spec(spread_fraction(split, 0.6), sampling, last_batch="pad")
+    received = read(RayStream(spec, ray_dataset(spec, 1, end_epoch=2).iterator(), end_epoch=2))
+    assert received == read(LocalStream(spec, end_epoch=2))
+    assert received != read(LocalStream(make_spec(split, sampling, last_batch="pad"), end_epoch=2))
 
 
 def test_an_adaptive_stream_takes_no_dataset(ray_cluster: None, split: Split) -> None:

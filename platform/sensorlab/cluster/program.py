@@ -15,7 +15,7 @@ from sensorlab.cluster.worker import RunContext, RunSpec
 from sensorlab.data.dataset import PreparedDataset, Split
 from sensorlab.data.local_stream import LocalStream
 from sensorlab.data.stream import SampleStream, StreamConfig, StreamSpec
-from sensorlab.data.subset import Unaugmented, first_rows
+from sensorlab.data.subset import Unaugmented, first_rows, spread_fraction
 from sensorlab.engine.accumulate import Accumulation
 from sensorlab.engine.budget import Budget, early_stop_of
 from sensorlab.engine.callbacks.base import Callback
@@ -132,9 +132,10 @@ def stream_specs(config: ExperimentConfig, dataset: str) -> dict[str, StreamSpec
     data = config.data
     prepared, task = _prepared(config, dataset)
     train_task = task if data.augment else Unaugmented(task)
+    train_split = _part(prepared, data.train_split, data.max_samples, data.train_fraction)
     return {
         TRAIN: StreamSpec(
-            *(_part(prepared, data.train_split, data.max_samples), train_task, data.global_batch, config.seed, True),
+            *(train_split, train_task, data.global_batch, config.seed, True),
             _stream_config(config),
             sampling=data.sampling,
             max_batches=data.max_batches,
@@ -174,9 +175,11 @@ def _stream_config(config: ExperimentConfig) -> StreamConfig:
     )
 
 
-def _part(dataset: PreparedDataset, split: str, max_samples: int | None) -> Split:
-    whole = dataset.split(split)
-    return whole if max_samples is None else first_rows(whole, max_samples)
+def _part(dataset: PreparedDataset, split: str, max_samples: int | None, fraction: float = 1.0) -> Split:
+    part = dataset.split(split)
+    if max_samples is not None:
+        part = first_rows(part, max_samples)
+    return part if fraction == 1.0 else spread_fraction(part, fraction)
 
 
 def budget_of(config: ExperimentConfig, batches_per_epoch: int) -> Budget:

@@ -73,6 +73,26 @@ def test_both_splits_are_streamed(prepared):
     assert [spec.split.num_samples for spec in specs.values()] == [8, 8]
 
 
+def test_a_fraction_cuts_the_training_alone(prepared):
+    dataset = prepared("train", "val")
+    half, whole = (stream_specs(experiment(train_fraction=share), dataset) for share in (0.5, 1.0))
+    assert half[TRAIN].split.num_samples == round(TRAIN_SAMPLES / 2)
+    assert (
+        half[TRAIN].plan.fingerprint
+        != whole[TRAIN].plan.fingerprint
+        == stream_specs(experiment(), dataset)[TRAIN].plan.fingerprint
+    )
+    assert half[VAL].plan.fingerprint == whole[VAL].plan.fingerprint
+    few = stream_specs(experiment(max_samples=8, train_fraction=0.5), dataset)
+    assert [spec.split.num_samples for spec in few.values()] == [4, 8]
+    first = set(range(8))
+    assert {
+        row for _, group, size in few[TRAIN].split.row_groups.tolist() for row in range(4 * group, 4 * group + size)
+    } <= first
+    with pytest.raises(ValueError, match="train_fraction"):
+        experiment(train_fraction=0.0)
+
+
 def test_a_dataset_without_training_split_can_be_validated_but_not_trained_on(prepared):
     dataset = prepared("val")
     spec = validation_spec(experiment(), dataset)
