@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sensorlab.cluster.files import read_json, write_json
 from sensorlab.cluster.search.standing import standing
-from sensorlab.report.ranking import Ranking
+from sensorlab.report.ranking import FORK, Ranking
 
 State = Literal["running", "done", "stopped", "failed", "interrupted"]
 
@@ -37,6 +37,7 @@ class TrialRecord:
     protocol: str = ""  # digest of what defines the objective: metric, threshold, split, dataset, ...
     rungs: dict[str, float] = field(default_factory=dict)  # epoch of a rung of the scheduler -> objective there
     curve: dict[str, float] = field(default_factory=dict)  # epoch -> objective, where a scheduler compares whole curves
+    position: int | None = None  # of its configuration among those that the search has proposed
     forked_from: str | None = None  # id of the trial from whose last checkpoint it went on
     fidelity: int | None = None  # position of its value in sweep.fidelity.values
     bracket: int | None = None  # of HyperBand: rungs that its configuration passes without being compared
@@ -64,6 +65,7 @@ class Ledger:
         saved = read_json(path) or {}
         self.is_exhausted: bool = saved.get("is_exhausted", False)  # the search has nothing more to propose
         self.seconds: float = saved.get("seconds", 0.0)  # wall time of all drivers
+        self._positions: dict[str, int] = {}  # of the trials that were proposed, also of those that have not started
         for entry in saved.get("trials", []):
             record = TrialRecord(**entry)
             if record.state == "running":  # the driver that ran it is gone
@@ -76,6 +78,8 @@ class Ledger:
         if record is None:
             number = 1 + max((other.number for other in self.trials.values()), default=-1)
             record = TrialRecord(number, trial_id, dict(values), digest, str(run_dir))
+            record.position = self._positions.get(trial_id)
+            record.forked_from = self.owner(values[FORK]) if FORK in values else None
             self.trials[trial_id] = record
         record.state, record.started, record.reason = "running", time.time(), ""
         self.save()
@@ -104,6 +108,26 @@ class Ledger:
         if record.state != "failed":
             record.state, record.reason = state, reason
         self.save()
+
+    def note_proposed(self, trial_id: str, position: int) -> None:
+        """The search has proposed its configuration number ``position`` for a trial that is to start."""
+        self._positions[trial_id] = position
+
+    def unclaimed(self, position: int, values: Mapping[str, Any], claimed: Collection[str]) -> str | None:
+        """A trial that ended with these ``values`` at ``position`` of the search, and that is none of ``claimed``.
+
+        A driver that is killed within half a second of a trial's start may leave a search that does not know of it.
+        """
+        for record in self.trials.values():
+            is_meant = record.position == position and record.values == values
+            if is_meant and record.ended and record.trial_id not in claimed:
+                return record.trial_id
+        return None
+
+    def owner(self, checkpoint: str) -> str | None:
+        """Id of the trial that wrote a checkpoint."""
+        directory = Path(checkpoint).parent.parent
+        return next((record.trial_id for record in self.trials.values() if Path(record.run_dir) == directory), None)
 
     def note_exhausted(self) -> None:
         """The search has nothing more to propose."""

@@ -209,7 +209,7 @@ def _new_tuner(plan: SweepPlan, trainable: Any, concurrent: int) -> Any:
         tune_config=tune.TuneConfig(
             metric="objective",
             mode=sweep.mode,
-            search_alg=SweepSearch(directory, sweep, plan.experiment.seed),
+            search_alg=SweepSearch(directory, sweep, plan.experiment.seed, _max_epochs(plan)),
             scheduler=_new_scheduler(plan),
             num_samples=plan.total_trials,
             max_concurrent_trials=concurrent,

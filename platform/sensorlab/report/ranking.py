@@ -20,10 +20,9 @@ from sensorlab.report.content import Mode, Sweep, Trial, text_key
 from sensorlab.report.distinguish import Difference, differences
 
 SEED = "seed"
-UNTIL, FORK = "train.until", "train.fork.checkpoint"
-ASSIGNED = frozenset({SEED, UNTIL, FORK})
-"""What a sweep itself gives to a trial: its repeat, and its part of a training. Trials that differ in these alone are
-of one configuration."""
+UNTIL, FORK, INIT = "train.until", "train.fork.checkpoint", "train.init"
+ASSIGNED = frozenset({SEED, UNTIL, FORK, INIT})
+"""What a sweep itself gives to a trial: its repeat, and its part of a training."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,8 @@ def _ranking(protocol: str, trials: Sequence[Trial], mode: Mode) -> Ranking:
 
 
 def identity(trial: Trial) -> str:
-    """Equal for repeats of one configuration."""
-    return text_key({key: value for key, value in trial.values.items() if key not in ASSIGNED})
+    """Equal for repeats of one configuration. Each part of a training stands for itself."""
+    return text_key({key: value for key, value in trial.values.items() if key != SEED})
 
 
 def _configuration(trials: Iterable[Trial]) -> Configuration:

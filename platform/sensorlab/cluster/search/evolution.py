@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from sensorlab.cluster.search.propose import Outcome, Proposal, Random
+from sensorlab.cluster.search.propose import Outcome, Proposal, Random, draw
 from sensorlab.cluster.search.space import is_active, parents_first, same
 from sensorlab.cluster.sweep_config import (
     Dimension,
     EvolutionConfig,
     SweepConfig,
     decode_values,
-    encode_choice,
     tune_space,
 )
 
@@ -70,15 +69,12 @@ class Evolution:
             if not is_active(key, decode_values(child), self._sweep.conditions):
                 continue
             if key not in parent:  # it has become active
-                child[key] = self._draw(key, generator)
+                child[key] = draw(self._domains[key], generator)
             elif self._sweep.space[key].choice is not None:
                 child[key] = self._other_choice(key, parent[key], generator)
             else:
                 child[key] = self._mutated(key, parent[key], generator)
         return child
-
-    def _draw(self, key: str, generator: np.random.Generator) -> Any:
-        return encode_choice(decode_values({key: self._domains[key].sample(random_state=generator)})[key])
 
     def _other_choice(self, key: str, value: Any, generator: np.random.Generator) -> Any:
         choices = [other for other in self._domains[key].categories if not same(other, value)]
@@ -92,7 +88,7 @@ class Evolution:
         if not mutates:
             return value
         if value == 0:
-            return self._draw(key, generator)
+            return draw(self._domains[key], generator)
         return bounded(value * float(np.clip(1 + change, *_FACTORS)), self._sweep.space[key])
 
 
@@ -105,10 +101,4 @@ def selection_weights(fitness: Sequence[float]) -> np.ndarray:
 
 def bounded(value: float, dimension: Dimension) -> float:
     """The value of a dimension that is nearest to ``value``, to five significant digits."""
-    if dimension.quniform is not None:
-        low, high, quantum = dimension.multiples
-        return float(np.clip(round(value / quantum) * quantum, low, high))
-    low, high = dimension.samples()
-    if dimension.integer is not None or dimension.loginteger is not None:
-        return int(np.clip(round(value), low, high))
-    return float(np.clip(float(f"{value:.{_DIGITS}g}"), low, high))
+    return dimension.nearest(float(f"{value:.{_DIGITS}g}"))

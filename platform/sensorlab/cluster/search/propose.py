@@ -94,8 +94,13 @@ class Random:
         return Proposal(self._drawn[position]) if position < len(self._drawn) else None
 
 
-def new_proposer(sweep: SweepConfig) -> Proposer:
-    """The proposer that ``sweep.algorithm`` names."""
+def draw(domain: Any, generator: np.random.Generator) -> Any:
+    """A value of one of the domains of ``tune_space``."""
+    return encode_choice(decode_values({"": domain.sample(random_state=generator)})[""])
+
+
+def new_proposer(sweep: SweepConfig, max_epochs: int | None = None) -> Proposer:
+    """The proposer that ``sweep.algorithm`` names; ``max_epochs``: of a training, which a population divides."""
     if sweep.algorithm == "grid":
         return Grid(sweep)
     if sweep.algorithm == "random":
@@ -104,6 +109,10 @@ def new_proposer(sweep: SweepConfig) -> Proposer:
         from sensorlab.cluster.search.evolution import Evolution
 
         return Evolution(sweep)
+    if sweep.is_population:
+        from sensorlab.cluster.search.population import new_population
+
+        return new_population(sweep, max_epochs or 1)
     from sensorlab.cluster.search.optuna_proposer import OptunaProposer
 
     return OptunaProposer(sweep)

@@ -13,16 +13,16 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray.tune.search import Searcher
 
 from sensorlab.cluster.ledger import shared_ledger
 from sensorlab.cluster.search.propose import WAIT, Outcome, Proposal, new_proposer
 from sensorlab.cluster.search.standing import mean_objective
-from sensorlab.cluster.sweep_config import SweepConfig
+from sensorlab.cluster.sweep_config import SweepConfig, decode_values
 from sensorlab.engine.checkpoint import CheckpointStore
-from sensorlab.report.ranking import FORK, SEED
+from sensorlab.report.ranking import FORK, INIT, SEED
 
 
 @dataclass
@@ -36,33 +36,53 @@ class Repeated:
 class SweepSearch(Searcher):
     """Proposes trial after trial: all seeds of a configuration, then the next one."""
 
-    def __init__(self, sweep_dir: str, sweep: SweepConfig, base_seed: int) -> None:
+    def __init__(self, sweep_dir: str, sweep: SweepConfig, base_seed: int, max_epochs: int | None = None) -> None:
         super().__init__(metric="objective", mode=sweep.mode)
         self._sweep_dir = sweep_dir
         self._sweep = sweep
         self._base_seed = base_seed
-        self._proposer = new_proposer(sweep)
+        self._proposer = new_proposer(sweep, max_epochs)
+        self._total = sweep.total_trials(max_epochs)
         self._proposed: list[Repeated] = []
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True  # the sweep says all of it
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if not self._proposed or len(self._proposed[-1].trial_ids) == self._sweep.seeds:
-            proposal = self._proposer.propose([self._outcome(repeated) for repeated in self._proposed])
-            if proposal is None:
-                shared_ledger(self._sweep_dir).note_exhausted()
-                return str(Searcher.FINISHED)
-            if proposal == WAIT:
+        ledger = shared_ledger(self._sweep_dir)
+        while True:
+            current = self._current()
+            if current == WAIT:
                 return None  # Tune asks again
-            self._proposed.append(Repeated(proposal))
-        current = self._proposed[-1]
+            if current is None:
+                ledger.note_exhausted()
+                return str(Searcher.FINISHED)
+            values, position = self._values(current), len(self._proposed) - 1
+            claimed = {each for repeated in self._proposed for each in repeated.trial_ids}
+            found = ledger.unclaimed(position, decode_values(values), claimed)
+            current.trial_ids.append(found or trial_id)
+            if found is None:
+                ledger.note_proposed(trial_id, position)
+                return values
+
+    def _current(self) -> Repeated | Literal["wait"] | None:
+        """The configuration that the next trial is of; ``None``: all have been proposed."""
+        if self._proposed and len(self._proposed[-1].trial_ids) < self._sweep.seeds:
+            return self._proposed[-1]
+        if len(self._proposed) * self._sweep.seeds >= self._total:
+            return None
+        proposal = self._proposer.propose([self._outcome(repeated) for repeated in self._proposed])
+        if proposal is None or proposal == WAIT:
+            return proposal
+        self._proposed.append(Repeated(proposal))
+        return self._proposed[-1]
+
+    def _values(self, current: Repeated) -> dict[str, Any]:
         values = {**current.proposal.values, **current.proposal.assigned}
         if current.proposal.parent is not None:
-            values[FORK] = self._last_checkpoint(current.proposal.parent)
+            values[FORK], values[INIT] = self._last_checkpoint(current.proposal.parent), None
         if self._sweep.seeds > 1:
             values[SEED] = self._base_seed + len(current.trial_ids)
-        current.trial_ids.append(trial_id)
         return values
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -93,3 +113,6 @@ class SweepSearch(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         self._proposed = pickle.loads(Path(checkpoint_path).read_bytes())
+        for position, repeated in enumerate(self._proposed):
+            for trial_id in repeated.trial_ids:
+                shared_ledger(self._sweep_dir).note_proposed(trial_id, position)

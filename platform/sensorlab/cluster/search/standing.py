@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensorlab.report.content import Mode, Sweep, Trial
-from sensorlab.report.ranking import ASSIGNED, SEED, Ranking, rankings
+from sensorlab.report.ranking import SEED, Ranking, rankings
 
 if TYPE_CHECKING:
     from sensorlab.cluster.ledger import TrialRecord
@@ -34,7 +34,7 @@ def mean_objective(records: Iterable[TrialRecord], mode: str) -> float | None:
 
 def configuration_key(values: Mapping[str, Any]) -> str:
     """Equal for the repeats of one configuration."""
-    return json.dumps({key: value for key, value in values.items() if key not in ASSIGNED}, sort_keys=True)
+    return json.dumps({key: value for key, value in values.items() if key != SEED}, sort_keys=True)
 
 
 def _trial(record: TrialRecord) -> Trial:
