@@ -16,6 +16,10 @@ class AshaConfig(StrictModel):
     grace_epochs: int = Field(default=1, ge=1)  # no trial is stopped before
     reduction: float = Field(default=3.0, gt=1.0)  # rungs are at grace_epochs * reduction^k
 
+    def survivors(self, count: int) -> int:
+        """Of ``count`` (at least one) that are compared with each other at one time, how many go on."""
+        return max(1, int(count / self.reduction))
+
 
 class HyperBandConfig(AshaConfig):
     """Asynchronous successive halving in brackets: each one leaves out one rung more, the last one has none."""
@@ -82,3 +86,7 @@ class FidelityConfig(StrictModel):
         if len({canonical_json(value) for value in self.values}) < len(self.values):
             raise ValueError("values lists a value twice")
         return self
+
+    def level(self, trial: Mapping[str, Any]) -> int:
+        """Position of the value that a trial with these values (dotted key to value) has, 0 for the cheapest."""
+        return [canonical_json(value) for value in self.values].index(canonical_json(trial[self.key]))

@@ -100,7 +100,16 @@ def draw(domain: Any, generator: np.random.Generator) -> Any:
 
 
 def new_proposer(sweep: SweepConfig, max_epochs: int | None = None) -> Proposer:
-    """The proposer that ``sweep.algorithm`` names; ``max_epochs``: of a training, which a population divides."""
+    """The proposer that the sweep asks for; ``max_epochs``: of a training, which a population divides."""
+    proposer = _of_algorithm(sweep, max_epochs)
+    if sweep.fidelity is None:
+        return proposer
+    from sensorlab.cluster.search.fidelity import Promotions
+
+    return Promotions(sweep, sweep.fidelity, proposer)
+
+
+def _of_algorithm(sweep: SweepConfig, max_epochs: int | None) -> Proposer:
     if sweep.algorithm == "grid":
         return Grid(sweep)
     if sweep.algorithm == "random":
