@@ -32,6 +32,8 @@ from sensorlab.cluster.sweep_config import SweepConfig
 from sensorlab.engine.duration import Duration
 from sensorlab.report.ranking import UNTIL
 
+_ROUNDING = 1e-9  # 0.1 * 30 is a little more than 3
+
 
 class Population:
     """``algorithm: pbt``.
@@ -62,8 +64,7 @@ class Population:
         if any(outcome.state == "pending" for outcome in before):
             return WAIT
         generator = np.random.default_rng((self._sweep.seed, len(history)))
-        fitness = self.fitness(before)
-        parent = choose_parent(fitness, member, self._sweep.population.quantile, generator)
+        parent = choose_parent(self.fitness(before), member, self._sweep.population.quantile, generator)
         if parent is None:
             return None
         values = before[parent].proposal.values
@@ -81,6 +82,11 @@ class Population:
             for outcome in outcomes
         ]
 
+    def survivors(self, outcomes: Sequence[Outcome]) -> list[int]:
+        """Members that go on with their own values after a generation with these ``outcomes``."""
+        donors = donors_of(self.fitness(outcomes), self._sweep.population.quantile)
+        return [member for member, found in enumerate(donors) if found is None]
+
     def _explored(
         self, values: Mapping[str, Any], history: Sequence[Outcome], generator: np.random.Generator
     ) -> Mapping[str, Any]:
@@ -91,29 +97,33 @@ class Population:
 def choose_parent(
     fitness: Sequence[float | None], member: int, quantile: float, generator: np.random.Generator
 ) -> int | None:
-    """The member whose checkpoint ``member`` goes on from: itself, unless it is one of the worst.
+    """The member whose checkpoint ``member`` goes on from: itself, unless it is replaced. ``None``: all have failed."""
+    donors = donors_of(fitness, quantile)[member]
+    if donors is None:
+        return member
+    return donors[generator.integers(len(donors))] if donors else None
+
+
+def donors_of(fitness: Sequence[float | None], quantile: float) -> list[list[int] | None]:
+    """For each member the members that may replace it; ``None`` for one that goes on by itself.
 
     Args:
         fitness: of each member, higher is better; ``None`` for a failed one.
-        quantile: share of the worst, and of the best; a tenth of a member counts as one, up to half of all.
-
-    Returns:
-        ``None`` if all have failed.
+        quantile: share of the worst, and of the best; part of a member counts as one, up to half of all.
     """
-    alive = [index for index, value in enumerate(fitness) if value is not None]
-    if not alive:
-        return None
-    ranked = sorted(alive, key=lambda index: -(fitness[index] or 0.0))  # stable: of equals the first is the better
-    count = min(math.ceil(quantile * len(fitness) - 1e-9), max(1, len(fitness) // 2))
-    own, best = fitness[member], ranked[:count]
-    if own is None:
-        return best[generator.integers(len(best))]
+    alive = {index: value for index, value in enumerate(fitness) if value is not None}
+    ranked = sorted(alive, key=lambda index: -alive[index])  # stable: of equals the first is the better
+    count = min(math.ceil(quantile * len(fitness) - _ROUNDING), max(1, len(fitness) // 2))
     failed = len(fitness) - len(alive)
-    worst = ranked[len(ranked) - max(0, count - failed) :]
-    donors = [index for index in best if (fitness[index] or 0.0) > own]
-    if member not in worst or not donors:
-        return member
-    return donors[generator.integers(len(donors))]
+    best, worst = ranked[:count], ranked[len(ranked) - max(0, count - failed) :]
+    found: list[list[int] | None] = []
+    for member in range(len(fitness)):
+        if member not in alive:
+            found.append(best)
+            continue
+        better = [index for index in best if alive[index] > alive[member]]
+        found.append(better if member in worst and better else None)
+    return found
 
 
 def new_population(sweep: SweepConfig, max_epochs: int) -> Population:
