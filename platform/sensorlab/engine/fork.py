@@ -117,19 +117,25 @@ def _unusable(path: Path, error: CheckpointError) -> UserError:
 
 
 def _refuse_changed(saved: Mapping[str, Any], current: ExperimentConfig, path: Path) -> None:
-    old, new = _comparable(saved), _comparable(as_dict(current))
-    kept = (*FORK_MUST_KEEP, _RAMPED_BY) if current.train.accumulate.ramp else FORK_MUST_KEEP
-    changed = [
-        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if any(key == each or key.startswith(f"{each}.") for each in kept)
-        and canonical_json(old.get(key)) != canonical_json(new.get(key))
-    ]
+    changed = changed_in_fork(saved, current)
     if changed:
         raise UserError(
             f"train.fork.checkpoint: a fork of {path} may not change which samples a step reads, nor what its "
             "optimiser holds; restore, or begin with train.init:\n  " + "\n  ".join(changed)
         )
+
+
+def changed_in_fork(saved: Mapping[str, Any], current: ExperimentConfig) -> list[str]:
+    """``key: old -> new`` for each key in which ``current`` differs from the configuration ``saved`` of a checkpoint,
+    and may not."""
+    old, new = _comparable(saved), _comparable(as_dict(current))
+    kept = (*FORK_MUST_KEEP, _RAMPED_BY) if current.train.accumulate.ramp else FORK_MUST_KEEP
+    return [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if any(key == each or key.startswith(f"{each}.") for each in kept)
+        and canonical_json(old.get(key)) != canonical_json(new.get(key))
+    ]
 
 
 def _comparable(tree: Mapping[str, Any]) -> dict[str, Any]:
