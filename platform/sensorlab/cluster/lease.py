@@ -123,6 +123,20 @@ def hold(directory: Path, name: str, *, patience_s: float = 0.0) -> Iterator[Lea
         lease.release()
 
 
+def is_held(path: Path, now: float) -> bool:
+    """Whether a process holds the lease at ``path``, for those who only look: nothing is written.
+
+    Args:
+        now: seconds since the epoch, by which a holder on another host is judged: its clock may differ.
+    """
+    try:
+        age = now - path.stat().st_mtime
+    except OSError:
+        return False
+    holder = read_json(path) or {}
+    return _is_alive(holder) if holder.get("where") == _place() else age < STALE_S
+
+
 def _take(path: Path, patience_s: float) -> str:
     token = uuid.uuid4().hex
     own = path.with_name(f"{path.name}.{token}")

@@ -56,7 +56,7 @@ def text(x: float, y: float, content: str, class_: str = "", anchor: str | None 
 def axes(frame: Frame, x: Scale, y: Scale, x_name: str, y_name: str, x_ticks: Sequence[tuple[float, str]]) -> Markup:
     """Grid lines, tick labels and the names of both axes."""
     parts = []
-    for value, name in y.ticks():
+    for value, name in y.ticks(7):
         parts.append(el("line", x1=frame.left, x2=frame.right, y1=y(value), y2=y(value), class_="grid"))
         parts.append(text(frame.left - 8, y(value) + 4, name, "tick", "end"))
     for value, name in x_ticks:
@@ -175,7 +175,7 @@ def _end_labels(
     y: Scale,
     frame: Frame,
 ) -> Markup:
-    """The names of the coloured configurations, each at the end of its longest curve."""
+    """The names of the coloured configurations, each at the end of its longest curve; apart where they would touch."""
     longest: dict[str, Trial] = {}
     for trial in trials:
         label = labels[trial.trial_id]
@@ -183,17 +183,18 @@ def _end_labels(
             label not in longest or trial.curve[-1].epoch > longest[label].curve[-1].epoch
         ):
             longest[label] = trial
-    ends = list(longest.values())
-    heights = [min(max(y(trial.curve[-1].value), frame.top), frame.bottom) for trial in ends]
-    moved = spread_out(heights, 15.0, frame.top, frame.bottom - 10)
+    groups: dict[float, list[Trial]] = {}
+    for trial in longest.values():
+        groups.setdefault(trial.curve[-1].epoch, []).append(trial)
     parts = []
-    for trial, before, after in zip(ends, heights, moved, strict=True):
-        position = positions[trial.trial_id]
-        begin = x(trial.curve[-1].epoch) + 7
-        leader = el("line", x1=begin, x2=frame.right + 10, y1=before, y2=after, class_=f"leader s{position}")
-        label = labels[trial.trial_id]
-        name = text(frame.right + 14, after + 4, f"{position + 1}. {label}", f"label s{position}")
-        parts.append(el("g", leader, name, data_config=label))
+    for epoch, ends in groups.items():
+        heights = [min(max(y(trial.curve[-1].value), frame.top), frame.bottom) for trial in ends]
+        moved = spread_out(heights, 15.0, frame.top, frame.bottom - 10)
+        for trial, before, after in zip(ends, heights, moved, strict=True):
+            position, label, begin = positions[trial.trial_id], labels[trial.trial_id], x(epoch) + 8
+            leader = el("line", x1=begin, x2=begin + 10, y1=before, y2=after, class_=f"leader s{position}")
+            name = text(begin + 13, after + 4, f"{position + 1}. {label}", f"label halo s{position}")
+            parts.append(el("g", leader, name, data_config=label))
     return join(parts)
 
 
@@ -261,9 +262,9 @@ def _scatter_mark(trial: Trial, position: int, label: str, x: Scale, y: Scale) -
 def importance_bars(found: Importances, names: Mapping[str, str]) -> Markup:
     """A bar per key with the range over the resamples; the key of random numbers is hatched."""
     row, left, right = 30.0, 210.0, WIDTH - 150.0
-    height = 34.0 + row * len(found.items) + 30
+    height = 34.0 + row * len(found.items) + 40
     x = Scale(0.0, max([item.high for item in found.items] + [0.01]), left, right)
-    bottom = height - 34
+    bottom = height - 44
     parts = []
     for value, tick in x.ticks(5):
         parts.append(el("line", x1=x(value), x2=x(value), y1=14, y2=bottom, class_="grid"))
@@ -292,6 +293,11 @@ def importance_bars(found: Importances, names: Mapping[str, str]) -> Markup:
 PHASES = ("step", "data_wait", "evaluation", "checkpoint", "callback", "restart", "lost", "other")
 
 
+def phase_name(phase: str) -> str:
+    """What readers call a part of a run's time: every run has a ``restart``, most of them only the first one."""
+    return "start" if phase == "restart" else phase.replace("_", " ")
+
+
 def time_parts(trial: Trial) -> dict[str, float]:
     """Seconds of a trial by what they went to; ``other`` is what the loop's clock did not see."""
     parts = {name: trial.clock.get(name, 0.0) for name in PHASES[:-1]}
@@ -314,7 +320,7 @@ def time_bars(trials: Sequence[Trial], labels: Mapping[str, str]) -> Markup:
         for name, seconds in time_parts(trial).items():
             width = x(seconds) - left
             if width > 0:
-                title = el("title", f"#{trial.number} {name.replace('_', ' ')}: {duration(seconds)}")
+                title = el("title", f"#{trial.number} {phase_name(name)}: {duration(seconds)}")
                 bars.append(el("rect", title, x=begin, y=y, width=width, height=16, class_=f"phase {name}"))
             begin += width
         goodput = "" if trial.goodput is None else f" · {100 * trial.goodput:.0f}% goodput"

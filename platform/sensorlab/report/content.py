@@ -45,6 +45,7 @@ class Trial:
         protocols: reported name to its definition.
         rungs: epoch of a rung of the scheduler to the objective there; infinite for a value that was no number.
         stopped_at: epoch of the rung at which the scheduler ended the trial.
+        fidelity: level of the trial in a sweep that promotes configurations along a key, 0 for the cheapest.
         seconds: wall time of all attempts.
         clock: seconds of the loop by what they went to, from the newest checkpoint.
         config: dotted key to value, of the configuration that the engine held where a checkpoint says so.
@@ -67,6 +68,7 @@ class Trial:
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rungs: Mapping[float, float] = field(default_factory=dict)
     stopped_at: float | None = None
+    fidelity: int | None = None
     seconds: float = 0.0
     restarts: int = 0
     reason: str = ""

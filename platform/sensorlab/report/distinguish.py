@@ -40,6 +40,7 @@ class Difference:
     p: float | None
     test: str
     is_rival: bool = True  # it trained as long as the best
+    is_longer: bool = False  # it trained for more epochs
 
     @property
     def is_clear(self) -> bool:
@@ -61,7 +62,8 @@ def differences(samples: Sequence[Sequence[float]], epochs: Sequence[int]) -> li
     for sample, length in zip(samples[1:], epochs[1:], strict=True):
         gap = float(np.mean(samples[0]) - np.mean(sample))
         if length != epochs[0]:
-            found.append(Difference(gap, None, f"no test: {length} epochs, the best has {epochs[0]}", is_rival=False))
+            test = f"no test: {length} epochs, the best has {epochs[0]}"
+            found.append(Difference(gap, None, test, is_rival=False, is_longer=length > epochs[0]))
         elif min(len(samples[0]), len(sample)) >= WELCH_FROM:
             found.append(Difference(gap, *_welch(samples[0], sample)))
         elif freedom:

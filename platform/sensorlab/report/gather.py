@@ -6,15 +6,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sensorlab.cluster.table import short_keys
-from sensorlab.report.content import Panel, Sweep, Trial
+from sensorlab.report.content import Panel, Sweep, Trial, text_key
 from sensorlab.report.importance import Importances, importances
 from sensorlab.report.pictures import panels_of
 from sensorlab.report.ranking import Configuration, Ranking, rankings, varying
 from sensorlab.report.read import read_sweep
 from sensorlab.report.recorded import completed, open_tracking_client
+from sensorlab.report.result_tables import ResultTable, tables_of
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -38,6 +39,7 @@ class Report:
         rankings: one per protocol, the main one first; empty without an objective.
         names: searched key to its short name.
         labels, positions: trial id to its configuration's label and place in the main ranking.
+        tables: of the best configuration's typical trial, at its best evaluation.
     """
 
     sweep: Sweep
@@ -48,6 +50,7 @@ class Report:
     names: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     positions: Mapping[str, int] = field(default_factory=dict)
+    tables: tuple[ResultTable, ...] = ()
 
     @property
     def main(self) -> Ranking | None:
@@ -55,9 +58,17 @@ class Report:
 
     @property
     def keys(self) -> list[str]:
-        """Searched keys, those that matter most first."""
+        """Searched keys that differ between the trials, those that matter most first; all of them if none differs."""
         order = {item.key: -item.share for item in self.importances.items}
-        return sorted(self.names, key=lambda key: (order.get(key, 0.0), key))
+        shown = set(self.names) - set(self.constants) or set(self.names)
+        return sorted(shown, key=lambda key: (order.get(key, 0.0), key))
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Searched keys for which every trial has the same value, with that value."""
+        trials = self.sweep.trials
+        kinds = {key: {text_key(trial.values.get(key)) for trial in trials} for key in self.names}
+        return {key: trials[0].values.get(key) for key, found in kinds.items() if len(found) == 1}
 
 
 def gather(directory: Path, *, ended: bool = False, use_tracking: bool = True) -> Report:
@@ -78,16 +89,23 @@ def gather(directory: Path, *, ended: bool = False, use_tracking: bool = True) -
         sweep = completed(sweep, client)
     found = tuple(rankings(sweep))
     exhibits: tuple[Exhibit, ...] = ()
+    tables: tuple[ResultTable, ...] = ()
     if found:
         try:
             exhibits = _exhibits(found[0], client)
+            tables = tables_of(found[0].configurations[0].typical, client)
         except Exception as error:  # whatever a store raises that was there a moment ago
             reason = str(error).strip().partition("\n")[0][:200]
-            sweep = sweep.with_notes(f"pictures could not be read from the tracking store: {reason}")
-    return assemble(sweep, found, exhibits)
+            sweep = sweep.with_notes(f"pictures and tables could not be read from the tracking store: {reason}")
+    return assemble(sweep, found, exhibits, tables)
 
 
-def assemble(sweep: Sweep, found: tuple[Ranking, ...], exhibits: tuple[Exhibit, ...] = ()) -> Report:
+def assemble(
+    sweep: Sweep,
+    found: tuple[Ranking, ...],
+    exhibits: tuple[Exhibit, ...] = (),
+    tables: tuple[ResultTable, ...] = (),
+) -> Report:
     """The report of what was read."""
     main = found[0].configurations if found else ()
     return Report(
@@ -99,6 +117,7 @@ def assemble(sweep: Sweep, found: tuple[Ranking, ...], exhibits: tuple[Exhibit, 
         names=short_keys(varying(sweep.trials)),
         labels={trial.trial_id: configuration.label for configuration in main for trial in configuration.trials},
         positions={trial.trial_id: place for place, configuration in enumerate(main) for trial in configuration.trials},
+        tables=tables,
     )
 
 
@@ -109,6 +128,15 @@ def _exhibits(ranking: Ranking, client: MlflowClient | None) -> tuple[Exhibit, .
     places = {last: "worst", last // 2: "median", 0: "best"} if last > 1 else {last: "worst", 0: "best"}
     exhibits = []
     for place, role in sorted(places.items()):
-        trial = configurations[place].typical
-        exhibits.append(Exhibit(role, configurations[place], trial, panels_of(trial, client)))
+        exhibits.append(_exhibit(role, configurations[place], client))
     return tuple(exhibits)
+
+
+def _exhibit(role: str, configuration: Configuration, client: MlflowClient | None) -> Exhibit:
+    """The repeat nearest to the mean; where it has no pictures, another one that has."""
+    typical = configuration.typical
+    others = (trial for trial in configuration.compared if trial is not typical)
+    for trial in (typical, *others):
+        if panels := panels_of(trial, client):
+            return Exhibit(role, configuration, trial, panels)
+    return Exhibit(role, configuration, typical, ())

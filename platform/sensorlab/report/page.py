@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sensorlab import __version__
-from sensorlab.report import charts, tables
-from sensorlab.report.charts import PHASES
+from sensorlab.report import charts, result_tables, tables
+from sensorlab.report.charts import PHASES, phase_name
 from sensorlab.report.content import Trial
 from sensorlab.report.distinguish import ALPHA
 from sensorlab.report.gather import Exhibit, Report
@@ -78,6 +78,7 @@ def _sections(report: Report) -> list[tuple[str, str, Any] | None]:
         _cost(report),
         _search_space(report),
         _pictures(report),
+        _result_tables(report),
         _differences(report),
         _times(report),
         _failures(report),
@@ -226,6 +227,19 @@ def _figure(name: str, exhibit: Exhibit) -> Markup:
     return el("figure", picture, el("figcaption", caption + moved))
 
 
+def _result_tables(report: Report) -> tuple[str, str, Any] | None:
+    if report.main is None or not report.tables:
+        return None
+    trial = report.main.configurations[0].typical
+    steps = sorted({result.step for result in report.tables if result.step is not None})
+    at = f", at step {steps[0]}" if len(steps) == 1 else ""
+    note = f"Of trial #{trial.number}, which is nearest to the mean of the best configuration{at}."
+    parts = [
+        el("div", el("h3", result.name.replace("_", " ")), result_tables.drawn(result)) for result in report.tables
+    ]
+    return "tables", "Tables of the best run", [el("p", note, class_="note"), el("div", *parts, class_="pair")]
+
+
 def _differences(report: Report) -> tuple[str, str, Any] | None:
     if report.main is None or len(report.main.configurations) < 2:
         return None
@@ -251,13 +265,14 @@ def _times(report: Report) -> tuple[str, str, Any] | None:
     if not trials:
         return None
     note = (
-        "Goodput is the share of a run's time that went into training steps that count. “other” is what the loop's "
-        "clock does not see: start of the processes, preparation, and time after the last checkpoint."
+        "Goodput is the share of a run's time that went into training steps that count. “start” is the beginning of "
+        "each attempt (model, checkpoint, compilation, dry run), “other” what the loop's clock does not see: start of "
+        "the processes, preparation, and time after the last checkpoint."
     )
     few = f" The first {_MAX_TIMES} of {len(trials)} trials are drawn." if len(trials) > _MAX_TIMES else ""
     legend = el(
         "ul",
-        *(el("li", el("span", "", class_=f"swatch phase {name}"), name.replace("_", " ")) for name in PHASES),
+        *(el("li", el("span", "", class_=f"swatch phase {name}"), phase_name(name)) for name in PHASES),
         class_="legend",
     )
     chart = charts.time_bars(trials[:_MAX_TIMES], report.labels)
@@ -296,8 +311,8 @@ def _about(report: Report) -> Markup:
         "Test: the best configuration against each other one that trained for as many epochs; two-sided t-test with "
         "the variance between seeds pooled over these configurations (Welch's test where both have 5 repeats or more), "
         f"p values Holm-corrected, {100 * ALPHA:.0f}% level. “Not distinguishable” does not mean equal: few seeds see "
-        "only large differences. Configurations that were stopped earlier are ranked by what they had reached, and "
-        "not tested: how they would have gone on is not known.",
+        "only large differences. Configurations that trained for more or for fewer epochs than the best are ranked by "
+        "what they reached, and not tested: how those that were stopped would have gone on is not known.",
         *(f"Note: {note}." for note in sweep.notes),
     ]
     plan = json.dumps(sweep.search, indent=2, sort_keys=True, default=str)

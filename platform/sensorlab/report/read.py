@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from sensorlab.cluster.files import read_json
-from sensorlab.cluster.lease import DRIVER, STALE_S
+from sensorlab.cluster.lease import DRIVER, is_held
 from sensorlab.cluster.plans import SWEEP
 from sensorlab.cluster.search.space import combinations
 from sensorlab.errors import UserError
-from sensorlab.report.content import Dimension, Mode, Status, Sweep, Trial
+from sensorlab.report.content import Dimension, Mode, Status, Sweep
 from sensorlab.report.read_trial import read_trial
 
-_RANGES = ("uniform", "loguniform", "quniform", "integer", "loginteger")
+_RANGES = tuple(f"{q}{log}{kind}" for kind in ("uniform", "integer") for log in ("", "log") for q in ("", "q"))
 
 
 def read_sweep(directory: Path, *, ended: bool = False, now: float | None = None) -> Sweep:
@@ -41,9 +41,10 @@ def read_sweep(directory: Path, *, ended: bool = False, now: float | None = None
     now = time.time() if now is None else now
     mode: Mode = "min" if search.get("mode", ledger.get("mode")) == "min" else "max"
     objective = str(search.get("objective", "objective"))
-    is_live = not ended and _is_live(directory, now)
+    is_live = not ended and is_held(directory / DRIVER, now)
     base, space = plan.get("experiment") or {}, search.get("space") or {}
-    trials = [read_trial(entry, directory, base, objective, is_live, now) for entry in ledger.get("trials", [])]
+    entries = ledger.get("trials", [])
+    trials = [read_trial(entry, directory, base, objective, is_live, now) for entry in entries]
     trials.sort(key=lambda trial: trial.number)
     expected = expected_trials(search)
     # At its end a sweep has no outcome yet, or that of an earlier attempt.
@@ -53,7 +54,7 @@ def read_sweep(directory: Path, *, ended: bool = False, now: float | None = None
         directory=directory,
         objective=objective,
         mode=mode,
-        status=_status(trials, expected, is_live, ended, outcome),
+        status=_status({str(entry.get("state")) for entry in entries}, len(trials), expected, is_live, ended, outcome),
         expected=expected,
         search=search,
         dimensions={key: _dimension(key, spec) for key, spec in space.items() if isinstance(spec, Mapping)},
@@ -96,29 +97,21 @@ def _dimension(key: str, spec: Mapping[str, Any]) -> Dimension:
     for kind in _RANGES:
         if spec.get(kind):
             low, high = (float(bound) for bound in spec[kind][:2])
-            return Dimension(key, (), (low, high), is_log=kind.startswith("log"), is_integer=kind.endswith("integer"))
+            return Dimension(key, (), (low, high), is_log="log" in kind, is_integer=kind.endswith("integer"))
     return Dimension(key)
 
 
-def _is_live(directory: Path, now: float) -> bool:
-    """Whether a driver works on the sweep: it renews the time of its lease every few seconds."""
-    try:
-        return now - (directory / DRIVER).stat().st_mtime < STALE_S
-    except OSError:
-        return False
-
-
 def _status(
-    trials: list[Trial], expected: int | None, is_live: bool, ended: bool, outcome: Mapping[str, Any]
+    states: set[str], count: int, expected: int | None, is_live: bool, ended: bool, outcome: Mapping[str, Any]
 ) -> Status:
+    """Where the sweep stands, by what its driver left: the ``states`` of its ``count`` trials, and the outcome."""
     if is_live:
         return "running"
-    states = {trial.state for trial in trials}
     if "running" in states:
         return "killed"  # a driver that ends in any other way closes its trials
     if "interrupted" in states or outcome.get("interrupted"):
         return "interrupted"
-    if expected is not None and len(trials) < expected:
+    if expected is not None and count < expected:
         # A driver that ends well leaves an outcome behind, also when its time budget was used up.
         return "ended early" if outcome or ended else "killed"
     return "finished"

@@ -40,7 +40,9 @@ def read_trial(
     curve, goodput = read_curve(run_dir / METRICS, objective)
     best_epoch = entry.get("best_epoch")
     config = state.get("config") or resolve(base, values)
-    reason = str(entry.get("reason") or "")
+    state_now, reason = str(entry.get("state", "?")), str(entry.get("reason") or "")
+    if state_now == "running" and not is_live:
+        state_now, reason = "interrupted", reason or "its sweep's driver ended without closing it"
     behind = _BEHIND.fullmatch(reason)
     metrics = {n: value for n, found in (entry.get("metrics") or {}).items() if (value := _finite(found)) is not None}
     return Trial(
@@ -48,7 +50,7 @@ def read_trial(
         trial_id=trial_id,
         run_dir=run_dir,
         values=values,
-        state=str(entry.get("state", "?")),
+        state=state_now,
         seed=config.get("seed"),
         epoch=int(entry.get("epoch") or 0),
         objective=_finite(entry.get("objective")),
@@ -59,6 +61,7 @@ def read_trial(
         protocols=state.get("protocols") or {},
         rungs={float(epoch): float(value) for epoch, value in (entry.get("rungs") or {}).items()},
         stopped_at=float(behind[1]) if behind else None,
+        fidelity=entry.get("fidelity"),
         seconds=_seconds(entry, run_dir, is_live, now),
         restarts=int(entry.get("restarts") or 0),
         reason=reason,

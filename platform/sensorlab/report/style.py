@@ -1,14 +1,13 @@
 """The look of the page: light and dark as the reader's system says, and print.
 
-Colours of configurations are those of Okabe and Ito, chosen to be told apart with any kind of colour vision;
-  shades of
+Colours of configurations are those of Okabe and Ito, chosen to be told apart with any kind of colour vision; shades of
 the parallel coordinates are cut from cividis (Nunez et al., 2018), whose order survives in grey.
 """
 
 CSS = """
 :root { color-scheme: light dark;
   --page: #f5f6f8; --card: #ffffff; --ink: #1b1f24; --soft: #57606a; --line: #d7dce2; --faint: #eef0f3;
-  --accent: #0b5cad; --warn-bg: #fff4d6; --warn-ink: #5c4200; --warn-line: #d9a400;
+  --accent: #0b5cad; --warn-bg: #fff4d6; --warn-ink: #5c4200; --warn-line: #d9a400; --shade: #1b1f2438;
   --s0: #0072b2; --s1: #b84f00; --s2: #007a5c; --s3: #a64d86; --s4: #946200; --rest: #9aa4b0;
   --q0: #d9d6c4; --q1: #c4bfa0; --q2: #a8a383; --q3: #8c897a; --q4: #707173; --q5: #565c6c; --q6: #33466b;
   --q7: #00224e;
@@ -16,7 +15,7 @@ CSS = """
   --restart: #d55e00; --lost: #8b1a1a; --other: #b4bcc6; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #14171b; --card: #1d2127; --ink: #e6e9ed; --soft: #a3adb8; --line: #363d47; --faint: #262b32;
-  --accent: #79b8ff; --warn-bg: #3a2f10; --warn-ink: #ffe3a0; --warn-line: #b58900;
+  --accent: #79b8ff; --warn-bg: #3a2f10; --warn-ink: #ffe3a0; --warn-line: #b58900; --shade: #000000b0;
   --s0: #56b4e9; --s1: #ff8c42; --s2: #2fc79a; --s3: #e39bc6; --s4: #f0c04a; --rest: #6b7683;
   --q0: #3d4149; --q1: #4d525d; --q2: #606571; --q3: #787877; --q4: #97906f; --q5: #b9aa62; --q6: #dcc64d;
   --q7: #fee838;
@@ -48,6 +47,7 @@ nav ul { max-width: 1840px; margin: 0 auto; padding: 8px 28px; display: flex; fl
 .facts div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; }
 dt { color: var(--soft); font-size: .82rem; } dd { margin: 0; overflow-wrap: anywhere; }
 .facts dd { font-size: 1.2rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.facts small { font-size: .82rem; font-weight: 400; color: var(--soft); white-space: nowrap; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px;
   margin: 16px 0; min-width: 0; }
 @media (min-width: 1700px) { main { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0 16px; }
@@ -59,7 +59,9 @@ td.muted { font-size: inherit; }
 code, pre { font: .88em ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
 pre { white-space: pre-wrap; background: var(--faint); padding: 10px; border-radius: 6px; margin: 6px 0; }
 summary { cursor: pointer; color: var(--accent); padding: 4px 0; }
-.scroll { overflow: auto; max-height: 720px; border: 1px solid var(--line); border-radius: 6px; margin: 6px 0 10px; }
+.scroll { overflow: auto; max-height: 720px; border: 1px solid var(--line); border-radius: 6px; margin: 6px 0 10px;
+  background: linear-gradient(to left, var(--card) 40px, transparent) right / 60px 100% no-repeat local,
+  linear-gradient(to left, var(--shade), transparent) right / 16px 100% no-repeat scroll; }
 table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .88rem; }
 th, td { padding: 5px 8px; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { position: sticky; top: 0; background: var(--faint); z-index: 1; font-weight: 600; }
@@ -71,6 +73,7 @@ tbody th { position: sticky; left: 0; background: var(--card); }
 tbody tr:hover, tr.on, tbody tr:hover th, tr.on th { background: var(--faint); }
 [data-same] { color: var(--soft); }
 .differences tr:not(.first) td:not([data-same]) { font-weight: 600; }
+table.result { width: auto; } .result td, .result th { padding: 4px 12px; }
 .failures td { white-space: normal; max-width: 60ch; }
 .pick { all: unset; cursor: pointer; } .pick:hover, .pick[aria-pressed=true] { text-decoration: underline; }
 .pick:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; border-radius: 3px; }

@@ -8,7 +8,7 @@ from typing import Any
 from sensorlab.cluster.table import duration, number
 from sensorlab.config import parse_yaml
 from sensorlab.errors import UserError
-from sensorlab.report.content import text_key
+from sensorlab.report.content import Sweep, text_key
 from sensorlab.report.distinguish import ALPHA
 from sensorlab.report.gather import Report
 from sensorlab.report.markup import Markup, el, join
@@ -33,10 +33,23 @@ def banner(report: Report) -> Markup | None:
     expected = f" of {sweep.expected}" if sweep.expected else ""
     ended = sweep.count("done", "stopped", "failed")
     parts: list[Any] = [el("strong", sweep.status.upper()), f" {_STANDING[sweep.status]} "]
-    parts.append(f"{ended}{expected} trials have ended.")
+    parts.append(f"{ended}{expected} trials have ended{_open_trials(sweep)}.")
     if sweep.status in ("interrupted", "killed"):
         parts += [" Go on with: ", el("code", f"--resume {sweep.directory}"), " of the script that started it."]
     return el("p", *parts, class_="banner", role="status")
+
+
+def _open_trials(sweep: Sweep) -> str:
+    """``, 2 running (#3, #4), 6 not started``."""
+    parts = []
+    for state in ("running", "interrupted"):
+        numbers = [f"#{trial.number}" for trial in sweep.trials if trial.state == state]
+        if numbers:
+            shown = ", ".join(numbers[:12]) + (" …" if len(numbers) > 12 else "")
+            parts.append(f"{len(numbers)} {state} ({shown})")
+    if (sweep.expected or 0) > len(sweep.trials):
+        parts.append(f"{(sweep.expected or 0) - len(sweep.trials)} not started")
+    return "".join(f", {part}" for part in parts)
 
 
 def facts(report: Report) -> Markup:
@@ -45,8 +58,8 @@ def facts(report: Report) -> Markup:
     best = main.configurations[0] if main else None
     seconds = sum(trial.seconds for trial in sweep.trials)
     goodputs = [trial.goodput for trial in sweep.trials if trial.goodput is not None]
-    items = [
-        (f"best {sweep.objective} ({sweep.mode})", with_spread(best) if best else "–"),
+    items: list[tuple[str, Any]] = [
+        (f"best {sweep.objective} ({sweep.mode})", _in_two_sizes(best) if best else "–"),
         ("best configuration", best.label if best else "–"),
         ("trials", f"{len(sweep.trials)}" + (f" of {sweep.expected}" if sweep.expected else "")),
         ("done / stopped / failed", " / ".join(str(sweep.count(state)) for state in ("done", "stopped", "failed"))),
@@ -54,6 +67,11 @@ def facts(report: Report) -> Markup:
         ("median goodput", f"{100 * sorted(goodputs)[len(goodputs) // 2]:.0f}%" if goodputs else "–"),
     ]
     return el("dl", *(el("div", el("dt", name), el("dd", value)) for name, value in items), class_="facts")
+
+
+def _in_two_sizes(configuration: Configuration) -> Markup:
+    value, _, rest = with_spread(configuration).partition(" ")
+    return join([value, " ", el("small", rest)])
 
 
 def with_spread(configuration: Configuration) -> str:
@@ -121,10 +139,12 @@ def verdict(main: Ranking) -> list[Any]:
         ]
     corrected = f", Holm-corrected for {len(main.rivals)} comparisons" if len(main.rivals) > 1 else ""
     test = f"p = {difference.p:.2g}; {difference.test}{corrected}"
+    is_next = second is main.configurations[1]
+    others = "The best two are" if is_next else f"The best and {second.label}, the next that trained as long, are"
     if difference.is_clear:
-        text: list[Any] = [el("strong", "The best is distinguishable from the second: "), f"{gap} ({test})."]
+        text: list[Any] = [el("strong", f"{others} distinguishable: "), f"{gap} ({test})."]
     else:
-        text = [el("strong", "The best two are not distinguishable: "), f"{gap} ({test})."]
+        text = [el("strong", f"{others} not distinguishable: "), f"{gap} ({test})."]
     unclear = [configuration.label for configuration in main.unclear]
     if unclear:
         listed = ", ".join(unclear[:12]) + (" …" if len(unclear) > 12 else "")
@@ -148,6 +168,14 @@ def cautions(report: Report, main: Ranking) -> list[str]:
         texts.append(
             f"{plural(sum(len(ranking.trials) for ranking in report.rankings[1:]), 'trial')} measured by another "
             "protocol, listed apart: those numbers do not compare with these."
+        )
+    compared = zip(main.configurations[1:], main.differences, strict=True)
+    longer = [configuration for configuration, difference in compared if difference.is_longer]
+    if longer:
+        names = ", ".join(configuration.label for configuration in longer[:12]) + (" …" if len(longer) > 12 else "")
+        texts.append(
+            f"The best configuration trained for {plural(best.epoch, 'epoch')} only; {names} trained longer, up to "
+            f"{max(configuration.epoch for configuration in longer)}. Whether it would have stayed ahead is not known."
         )
     left_out = len(best.trials) - len(best.compared)
     if left_out:

@@ -24,21 +24,21 @@ def ranking_table(report: Report, ranking: Ranking) -> Markup:
     values = [value for configuration in ranking.configurations for value in configuration.objectives]
     scale = scale_of(values, 6, 104)
     mixed = [name for name in metrics if _is_mixed(ranking, name)]
-    header = ["rank", "config", f"mean {report.sweep.objective}", "± sd", "n", "repeats", "against the best"]
-    header += [report.names[key] for key in keys] + ["epochs", "time", "trials"]
+    header = ["rank", "config", f"mean {report.sweep.objective}", "± sd", "n", "epochs", "repeats", "against the best"]
+    header += [report.names[key] for key in keys] + ["time", "trials"]
     header += [f"{name} *" if name in mixed else name for name in metrics]
     rows = [
         _ranking_row(configuration, place, ranking.difference(place), keys, metrics, scale, report)
         for place, configuration in enumerate(ranking.configurations)
     ]
-    note = None
+    same = ", ".join(f"{report.names[k]} = {value_text(v)}" for k, v in report.constants.items() if k not in keys)
+    notes = [f"The same in all trials: {same}."] if same else []
     if mixed:
-        note = el(
-            "p",
-            f"* {', '.join(mixed)}: defined by each trial's own configuration, so rows do not compare with each other.",
-            class_="note",
+        notes.append(
+            f"* {', '.join(mixed)}: defined by each trial's own configuration, so rows do not compare with each other."
         )
-    return join([table(header, rows, label="Ranking", class_="ranking", sortable=True), note])
+    written = (el("p", note, class_="note") for note in notes)
+    return join([table(header, rows, label="Ranking", class_="ranking", sortable=True), *written])
 
 
 def _ranking_row(
@@ -60,6 +60,7 @@ def _ranking_row(
         number_cell(number(configuration.mean), configuration.mean),
         number_cell("–" if deviation is None else f"{deviation:.2g}", deviation),
         number_cell(f"{count}" + (f" (+{left_out})" if left_out else ""), count),
+        number_cell(str(trial.epoch), trial.epoch),
         el("td", _dots(configuration, scale)),
         _against(difference),
     ]
@@ -69,7 +70,6 @@ def _ranking_row(
     named = [f"{total} {state}" for state, total in (*states.items(), ("open", other)) if total]
     numbers = " ".join(f"#{t.number}" for t in configuration.trials)
     cells += [
-        number_cell(str(trial.epoch), trial.epoch),
         number_cell(duration(configuration.seconds), configuration.seconds),
         el("td", ", ".join(named) + (f" ({numbers})" if len(configuration.trials) > 1 else "")),
     ]
@@ -86,7 +86,7 @@ def _against(difference: Difference | None) -> Markup:
     if difference is None:
         return el("td", "best", data_sort="2")
     if difference.p is None:
-        shown = "not tested" if difference.is_rival else "trained shorter"
+        shown = "not tested" if difference.is_rival else f"trained {'longer' if difference.is_longer else 'shorter'}"
         return el("td", shown, class_="muted", data_sort="-1", title=difference.test)
     sort = f"{difference.p:.6g}"
     if difference.is_clear:
@@ -148,8 +148,11 @@ def differences_table(report: Report, ranking: Ranking) -> Markup:
 
 
 def also_different(ranking: Ranking) -> list[str]:
-    """Keys that differ between trials although nobody searched them: parts of other models, revisions of the code."""
-    searched = {key for trial in ranking.trials for key in trial.values} | {SEED}
+    """Keys that differ between trials although nobody searched them: parts of other models, revisions of the code.
+
+    The order of the samples follows the seed, which repeats have of their own, so it says nothing.
+    """
+    searched = {key for trial in ranking.trials for key in trial.values} | {SEED, "provenance.order"}
     seen: dict[str, set[str]] = {}
     for trial in ranking.trials:
         for key, value in _facts(trial).items():
