@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from sensorlab.cluster.search.dimension import Dimension, Multiples
 from sensorlab.cluster.search.options import (
     AshaConfig,
     BohbConfig,
@@ -35,7 +36,6 @@ from sensorlab.config import StrictModel, apply_overrides, canonical_json, flatt
 from sensorlab.errors import UserError
 
 _SPACE_PREFIX = "sweep.space."
-_ROUNDING = 1e-9  # 0.3 / 0.1 is a little less than 3
 
 # Keys that a trial cannot have a value of its own for, and why: whoever searched them would compare equal trials.
 _COMMON_TO_ALL = {
@@ -52,57 +52,6 @@ _COMMON_TO_ALL = {
     "train.fork": "the sweep itself lets trials go on from each other's checkpoints",
 }
 _BUDGET = ("train.duration", "train.extend")
-
-
-class Dimension(StrictModel):
-    """Values of one searched key: exactly one kind of them; ``when`` makes it conditional."""
-
-    choice: tuple[Any, ...] | None = None  # one of the listed values
-    uniform: tuple[float, float] | None = None  # [low, high)
-    loguniform: tuple[float, float] | None = None  # [low, high), uniform in the logarithm
-    quniform: tuple[float, float, float] | None = None  # low, high, multiples of the third number
-    integer: tuple[int, int] | None = None  # low ... high, both included
-    loginteger: tuple[int, int] | None = None  # low ... high, uniform in the logarithm
-    when: Mapping[str, Any] = {}  # searched only where these other searched keys have these values
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Dimension:
-        names = [name for name in type(self).model_fields if name != "when"]
-        kinds = [name for name in names if getattr(self, name) is not None]
-        if len(kinds) != 1:
-            raise ValueError(f"give exactly one of {', '.join(names)}; found {', '.join(kinds) or 'none'}")
-        values = getattr(self, kinds[0])
-        if self.choice is not None:
-            if not values:
-                raise ValueError("choice needs at least one value")
-            if len({canonical_json(value) for value in values}) < len(values):
-                raise ValueError("choice lists a value twice")
-        elif values[0] >= values[1]:
-            raise ValueError(f"{kinds[0]}: the lower bound {values[0]} is not below the upper bound {values[1]}")
-        elif kinds[0] in ("loguniform", "loginteger") and values[0] <= 0:
-            raise ValueError(f"{kinds[0]}: bounds must be positive")
-        elif self.quniform is not None and not 0 < values[2] <= values[1] - values[0]:
-            raise ValueError("quniform: the quantum must be positive and not larger than the range")
-        return self
-
-    @property
-    def is_log(self) -> bool:
-        return self.loguniform is not None or self.loginteger is not None
-
-    @property
-    def multiples(self) -> tuple[float, float, float]:
-        """The smallest and the largest multiple of the quantum within the bounds of ``quniform``, and the quantum."""
-        low, high, quantum = self.quniform or (0.0, 0.0, 1.0)
-        first = math.ceil(low / quantum - _ROUNDING) * quantum
-        last = math.floor(high / quantum + _ROUNDING) * quantum
-        return max(low, first), min(high, last), quantum
-
-    def samples(self) -> tuple[Any, ...]:
-        """Values that stand for all others when the dimension is checked: every choice, or both ends."""
-        if self.choice is not None:
-            return self.choice
-        bounds = self.uniform or self.loguniform or self.integer or self.loginteger
-        return bounds if bounds is not None else self.multiples[:2]
 
 
 class SweepConfig(StrictModel):
@@ -366,10 +315,10 @@ def tune_space(sweep: SweepConfig) -> dict[str, Any]:
             space[key] = tune.uniform(*dimension.uniform)
         elif dimension.loguniform is not None:
             space[key] = tune.loguniform(*dimension.loguniform)
-        elif dimension.quniform is not None:
-            space[key] = tune.quniform(*dimension.multiples)
         elif dimension.integer is not None:
             space[key] = tune.randint(dimension.integer[0], dimension.integer[1] + 1)
         elif dimension.loginteger is not None:
             space[key] = tune.lograndint(dimension.loginteger[0], dimension.loginteger[1] + 1)
+        else:
+            space[key] = Multiples(dimension)
     return space

@@ -8,7 +8,7 @@ import pytest
 
 from sensorlab.cluster.search import optuna_proposer
 from sensorlab.cluster.search.evolution import Evolution, bounded, selection_weights
-from sensorlab.cluster.search.optuna_proposer import check_available, distribution
+from sensorlab.cluster.search.optuna_proposer import check_available
 from sensorlab.cluster.search.propose import Outcome, Proposal, new_proposer
 from sensorlab.cluster.search.space import drop_inactive, parents_first
 from sensorlab.cluster.sweep_config import Dimension, check_space, decode_values, load_sweep
@@ -158,8 +158,6 @@ def test_bounds_of_mutants():
     assert bounded(7.0, Dimension(loguniform=(0.1, 1))) == 1.0
     assert bounded(0.0, Dimension(quniform=(0.1, 0.9, 0.25))) == 0.25
     assert bounded(2.6, Dimension(integer=(0, 3))) == 3
-    assert distribution(Dimension(quniform=(0.1, 0.9, 0.25))).high == 0.75
-    assert Dimension(quniform=(0.1, 0.3, 0.1)).multiples == (0.1, 0.3, 0.1)
 
 
 def test_inactive_combinations_of_a_grid_are_one():

@@ -100,5 +100,6 @@ def selection_weights(fitness: Sequence[float]) -> np.ndarray:
 
 
 def bounded(value: float, dimension: Dimension) -> float:
-    """The value of a dimension that is nearest to ``value``, to five significant digits."""
-    return dimension.nearest(float(f"{value:.{_DIGITS}g}"))
+    """The value of a range that is nearest to ``value``; of a continuous one, to five significant digits."""
+    is_continuous = dimension.quantum is None and not dimension.is_integer
+    return dimension.nearest(float(f"{value:.{_DIGITS}g}") if is_continuous else value)

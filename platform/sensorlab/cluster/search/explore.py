@@ -60,8 +60,8 @@ class Explorer:
 def perturbed(value: float, factor: float, dimension: Dimension) -> float:
     """``value * factor`` as a value of ``dimension``; never the same where a step in that direction is inside of it."""
     moved = bounded(value * factor, dimension)
-    step = 1.0 if dimension.quniform is None else dimension.quniform[2]
-    is_stepped = dimension.quniform is not None or isinstance(moved, int)
+    is_stepped = dimension.quantum is not None or dimension.is_integer
+    step = dimension.quantum or 1.0
     if is_stepped and factor != 1.0 and math.isclose(moved, value):
         moved = bounded(value + math.copysign(step, value * (factor - 1.0)), dimension)
     return moved

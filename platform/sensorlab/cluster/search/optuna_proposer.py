@@ -45,7 +45,7 @@ class OptunaProposer:
         values: dict[str, Any] = {}
         for key, space in self._space.items():
             if is_active(key, decode_values(values), self._sweep.conditions):
-                values[key] = _suggest(trial, key, space)
+                values[key] = _value(_suggest(trial, key, space), self._sweep.space[key])
         return Proposal(values, dict(study.trials[trial.number].system_attrs))
 
     def _sampler(self, position: int) -> optuna.samplers.BaseSampler:
@@ -64,11 +64,11 @@ class OptunaProposer:
             )
 
     def _trial(self, outcome: Outcome) -> FrozenTrial:
-        values = dict(outcome.proposal.values)
+        values = outcome.proposal.values
         return create_trial(
             state=_STATES[outcome.state],
             value=outcome.value,
-            params=values,
+            params={key: _parameter(value, self._sweep.space[key]) for key, value in values.items()},
             distributions={key: self._space[key] for key in values},
             system_attrs=dict(outcome.proposal.notes),
         )
@@ -87,18 +87,25 @@ def _suggest(trial: optuna.Trial, key: str, space: BaseDistribution) -> Any:
         return trial.suggest_categorical(key, space.choices)
     if isinstance(space, IntDistribution):
         return trial.suggest_int(key, space.low, space.high, log=space.log)
-    return trial.suggest_float(key, space.low, space.high, step=space.step, log=space.log)
+    return trial.suggest_float(key, space.low, space.high, log=space.log)
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
-    """A dimension in Optuna's terms."""
+    """A dimension in Optuna's terms; of a quantised range, its indices: Optuna has no steps on logarithmic scales."""
     if dimension.choice is not None:
         return CategoricalDistribution([encode_choice(value) for value in dimension.choice])
-    if dimension.quniform is not None:
-        low, high, quantum = dimension.multiples
-        return FloatDistribution(low, high, step=quantum)
-    integers = dimension.integer or dimension.loginteger
-    if integers is not None:
-        return IntDistribution(*integers, log=dimension.is_log)
-    floats: Any = dimension.uniform or dimension.loguniform
-    return FloatDistribution(*floats, log=dimension.is_log)
+    if dimension.quantum is not None:
+        return IntDistribution(dimension.indices[0], dimension.indices[-1], log=dimension.is_log)
+    if dimension.is_integer:
+        return IntDistribution(*dimension.bounds, log=dimension.is_log)
+    return FloatDistribution(*dimension.bounds, log=dimension.is_log)
+
+
+def _value(parameter: Any, dimension: Dimension) -> Any:
+    """The value that a parameter of Optuna's stands for."""
+    return parameter if dimension.quantum is None else dimension.multiple(parameter)
+
+
+def _parameter(value: Any, dimension: Dimension) -> Any:
+    """The inverse of :func:`_value`."""
+    return value if dimension.quantum is None else round(value / dimension.quantum)
