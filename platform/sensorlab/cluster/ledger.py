@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sensorlab.cluster.files import read_json, write_json
-from sensorlab.cluster.search.standing import standing
-from sensorlab.report.ranking import FORK, Ranking
+from sensorlab.cluster.search.standing import standings
+from sensorlab.report.ranking import FORK, Ranking, leading
 
 State = Literal["running", "done", "stopped", "failed", "interrupted"]
 
@@ -39,7 +39,7 @@ class TrialRecord:
     curve: dict[str, float] = field(default_factory=dict)  # epoch -> objective, where a scheduler compares whole curves
     position: int | None = None  # of its configuration among those that the search has proposed
     forked_from: str | None = None  # id of the trial from whose last checkpoint it went on
-    fidelity: int | None = None  # position of its value in sweep.fidelity.values
+    fidelity: int | None = None  # its level: position of its value in sweep.fidelity.values
     bracket: int | None = None  # of HyperBand: rungs that its configuration passes without being compared
     stopped_at: int | None = None  # epoch of the rung at which the scheduler stopped it
     best_checkpoint: str | None = None
@@ -148,20 +148,17 @@ class Ledger:
     def better(self, value: float, other: float) -> bool:
         return value > other if self.mode == "max" else value < other
 
-    def ranks(self, record: TrialRecord) -> bool:
-        """Whether a trial has a place in the ranking: it reported, did not fail, and measured as most others did."""
-        if record.objective is None or record.state == "failed":
-            return False
-        protocols = [other.protocol for other in self.trials.values() if other.objective is not None]
-        return record.protocol == max(dict.fromkeys(protocols), key=protocols.count)
-
     def ranked(self) -> list[TrialRecord]:
-        """Best first; trials that have no place in the ranking come last, in the order of their start."""
+        """Best first, level by level; trials that have no place in a ranking come last, in the order of their start."""
         sign = -1.0 if self.mode == "max" else 1.0
+        found = enumerate(leading(self.standings()))
+        places = {trial.trial_id: place for place, ranking in found for trial in ranking.trials}
 
-        def key(record: TrialRecord) -> tuple[bool, float, int]:
-            unranked = not self.ranks(record)
-            return unranked, 0.0 if unranked else sign * (record.objective or 0.0), record.number
+        def key(record: TrialRecord) -> tuple[int, float, int]:
+            place = places.get(record.trial_id)
+            if place is None:
+                return len(self.trials), 0.0, record.number
+            return place, sign * (record.objective or 0.0), record.number
 
         return sorted(self.trials.values(), key=key)
 
@@ -176,8 +173,13 @@ class Ledger:
         return self.trials[best.trial_id]
 
     def standing(self) -> Ranking | None:
-        """The configurations, best first, each with the mean of its repeats; ``None`` while nothing was measured."""
-        return standing(list(self.trials.values()), self.mode)
+        """The configurations that compete for the best, best first, each with the mean of its repeats; ``None`` while
+        nothing was measured."""
+        return next(iter(self.standings()), None)
+
+    def standings(self) -> list[Ranking]:
+        """That ranking, and those of the trials that do not compare with it: of other levels and other protocols."""
+        return standings(list(self.trials.values()), self.mode)
 
     def count(self, *states: State) -> int:
         return sum(record.state in states for record in list(self.trials.values()))

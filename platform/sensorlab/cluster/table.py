@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sensorlab.cluster.ledger import Ledger, TrialRecord
-from sensorlab.report.ranking import ASSIGNED, Configuration, Ranking
+from sensorlab.cluster.search.options import FidelityConfig
+from sensorlab.report.content import text_key
+from sensorlab.report.ranking import ASSIGNED, Configuration, Ranking, leading
 from sensorlab.runs.table import aligned, duration, number
 
 
@@ -16,69 +19,109 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
     return {key: tail if tails.count(tail) == 1 else key for key, tail in zip(keys, tails, strict=True)}
 
 
-def ranked_table(ledger: Ledger, objective: str) -> str:
+def ranked_table(ledger: Ledger, objective: str, fidelity: FidelityConfig | None = None) -> str:
     """Rank, trial, objective and two related metrics, searched values, epochs, time, status.
 
     Where configurations were repeated with other seeds, a row is a configuration: mean, standard deviation between its
-    repeats and their number; the lines below say whether the best can be told from the others.
+    repeats and their number; the lines below say whether the best can be told from the others. Only the level that the
+    best is from has ranks; trials of lower ones follow, each with what became of its configuration.
     """
-    ranking = ledger.standing()
-    if ranking is not None and any(len(configuration.trials) > 1 for configuration in ranking.configurations):
-        return "\n".join([_configurations(ledger, ranking, objective), "", *verdict(ranking, objective)])
+    found = leading(ledger.standings())
+    fates = {} if fidelity is None else _fates(ledger, fidelity)
+    if any(len(configuration.trials) > 1 for ranking in found for configuration in ranking.configurations):
+        keys = _keys(ledger, ASSIGNED, fidelity)
+        blocks = [_configurations(ledger, found, objective, keys, fates), "", *verdict(found[0], objective)]
+    else:
+        blocks = [_trials(ledger, found, objective, _keys(ledger, (), fidelity), fates)]
+    if fidelity is not None and len(found) > 1:
+        value = number(found[0].trials[0].values.get(fidelity.key))
+        blocks += ["", f"ranked are the trials with {fidelity.key}={value}, with which the others do not compare"]
+    return "\n".join(blocks)
+
+
+def _keys(ledger: Ledger, hidden: Iterable[str], fidelity: FidelityConfig | None) -> list[str]:
+    """Keys that trials have values of their own for: that of the fidelity, then those that are searched."""
+    found = {key for record in ledger.trials.values() for key in record.values}.difference(hidden)
+    return sorted(found, key=lambda key: (fidelity is None or key != fidelity.key, key))
+
+
+def _trials(
+    ledger: Ledger, found: Sequence[Ranking], objective: str, keys: Sequence[str], fates: Mapping[str, str]
+) -> str:
     ranked = ledger.ranked()
-    keys = sorted({key for record in ranked for key in record.values})
     shorts = short_keys(keys)
     metrics = _further_metrics(ranked, objective)
     header = ["rank", "trial", objective, *metrics, *(shorts[key] for key in keys), "epochs", "time", "status"]
     rows = []
+    competing = {trial.trial_id for trial in found[0].trials} if found else set()
     for rank, record in enumerate(ranked, start=1):
         rows.append(
             [
-                str(rank) if ledger.ranks(record) else "-",
+                str(rank) if record.trial_id in competing else "-",
                 f"#{record.number}",
                 number(record.objective),
                 *(number(record.metrics.get(name)) for name in metrics),
                 *(number(record.values.get(key)) for key in keys),
                 str(record.epoch),
                 duration(record.seconds),
-                record.state,
+                record.state + fates.get(record.trial_id, ""),
             ]
         )
     return aligned([header, *rows])
 
 
-def _configurations(ledger: Ledger, ranking: Ranking, objective: str) -> str:
+def _configurations(
+    ledger: Ledger, found: Sequence[Ranking], objective: str, keys: Sequence[str], fates: Mapping[str, str]
+) -> str:
     metrics = _further_metrics(ledger.trials.values(), objective)
-    keys = sorted({key for record in ledger.trials.values() for key in record.values} - ASSIGNED)
     shorts = short_keys(keys)
     header = ["rank", "trials", objective, "±", "n", *metrics, *(shorts[key] for key in keys)]
     rows = [[*header, "epochs", "time", "status"]]
-    for rank, configuration in enumerate(ranking.configurations, start=1):
-        means = [_mean([trial.metrics.get(name) for trial in configuration.compared]) for name in metrics]
-        states = [trial.state for trial in configuration.trials]
-        rows.append(
-            [
-                str(rank),
-                _numbers(configuration),
-                number(configuration.mean),
-                number(configuration.deviation),
-                str(len(configuration.compared)),
-                *(number(mean) for mean in means),
-                *(number(configuration.values.get(key)) for key in keys),
-                str(configuration.epoch),
-                duration(sum(trial.seconds for trial in configuration.trials)),
-                ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)),
-            ]
-        )
-    ranked = {trial.trial_id for trial in ranking.trials}
+    for ranking in found:
+        for rank, configuration in enumerate(ranking.configurations, start=1):
+            means = [_mean([trial.metrics.get(name) for trial in configuration.compared]) for name in metrics]
+            states = [trial.state for trial in configuration.trials]
+            counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+            rows.append(
+                [
+                    str(rank) if ranking is found[0] else "-",
+                    _numbers(configuration),
+                    number(configuration.mean),
+                    number(configuration.deviation),
+                    str(len(configuration.compared)),
+                    *(number(mean) for mean in means),
+                    *(number(configuration.values.get(key)) for key in keys),
+                    str(configuration.epoch),
+                    duration(sum(trial.seconds for trial in configuration.trials)),
+                    counted + fates.get(configuration.trials[0].trial_id, ""),
+                ]
+            )
+    placed = {trial.trial_id for ranking in found for trial in ranking.trials}
     for record in ledger.trials.values():
-        if record.trial_id not in ranked:
+        if record.trial_id not in placed:
             values = [number(record.values.get(key)) for key in keys]
             blank = [number(None)] * (3 + len(metrics))
             rows.append(
                 ["-", f"#{record.number}", *blank, *values, str(record.epoch), duration(record.seconds), record.state]
             )
     return aligned(rows)
+
+
+def _fates(ledger: Ledger, fidelity: FidelityConfig) -> dict[str, str]:
+    """Trial id to ``, promoted`` or ``, not promoted``, for the levels below the highest that the sweep has reached."""
+    reached: dict[str, int] = {}
+    keys: dict[str, str] = {}
+    records = [record for record in ledger.trials.values() if record.fidelity is not None]
+    for record in records:
+        same = {key: value for key, value in record.values.items() if key not in ASSIGNED and key != fidelity.key}
+        key = keys[record.trial_id] = text_key(same)
+        reached[key] = max(reached.get(key, 0), record.fidelity or 0)
+    highest = max(reached.values(), default=0)
+    return {
+        record.trial_id: ", promoted" if reached[keys[record.trial_id]] > record.fidelity else ", not promoted"
+        for record in records
+        if record.fidelity is not None and record.fidelity < highest
+    }
 
 
 def verdict(ranking: Ranking, objective: str) -> list[str]:
@@ -119,12 +162,15 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def failures(ledger: Ledger) -> list[str]:
-    """One line per trial without a place in the ranking: its number and why."""
+    """One line per trial without a place in a ranking: its number and why."""
     lines = []
+    placed = {trial.trial_id for ranking in leading(ledger.standings()) for trial in ranking.trials}
     for record in ledger.trials.values():
         if record.state == "failed":
             lines.append(f"#{record.number} failed: {record.reason}")
-        elif record.objective is not None and not ledger.ranks(record):
+        elif record.objective is not None and not math.isfinite(record.objective):
+            lines.append(f"#{record.number} is not ranked: its objective was never a finite number")
+        elif record.objective is not None and record.trial_id not in placed:
             lines.append(f"#{record.number} is not ranked: its objective follows another protocol than most")
     return lines
 

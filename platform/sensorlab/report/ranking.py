@@ -6,11 +6,15 @@ named, but left out. Repeats with the same seed are one measurement, because tra
 
 Objectives that were measured by different protocols are different quantities. Every protocol has a ranking of its
 own, the one of most trials first, and there is no order between them.
+
+Where a sweep promotes configurations along a key (:mod:`sensorlab.cluster.search.fidelity`), every level has rankings
+of its own too: a cheap trial says which configurations are worth a dearer one, and is no rival of it. The highest level
+at which a trial was trained to its end comes first, so the sweep's best does not change into one that has just begun.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +27,12 @@ SEED = "seed"
 UNTIL, FORK, INIT = "train.until", "train.fork.checkpoint", "train.init"
 ASSIGNED = frozenset({SEED, UNTIL, FORK, INIT})
 """What a sweep itself gives to a trial: its repeat, and its part of a training."""
+
+
+def searched(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial's values without its part of a training, which says where it is in the sweep and not what was tried."""
+    return {key: value for key, value in values.items() if key not in (UNTIL, FORK, INIT)}
+
 
 
 @dataclass(frozen=True)
@@ -77,11 +87,17 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Configurations of one protocol, best first. ``differences[i]``: the best against ``configurations[i + 1]``."""
+    """Configurations of one protocol and one level, best first.
+
+    Attributes:
+        differences: the best against ``configurations[1:]``, one each.
+        fidelity: level of all its trials; ``None`` where a sweep has no levels.
+    """
 
     protocol: str
     configurations: tuple[Configuration, ...]
     differences: tuple[Difference, ...] = field(default=())
+    fidelity: int | None = None
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -108,16 +124,35 @@ class Ranking:
 
 
 def rankings(sweep: Sweep) -> list[Ranking]:
-    """One ranking per protocol, that of most trials first. Empty if no trial has an objective."""
-    by_protocol: dict[str, list[Trial]] = {}
+    """One ranking per level and protocol; the first is the one that the sweep's best is from.
+
+    The highest level at which a trial is done is the first one, then come the others, highest first; within a level
+    the protocol of most trials. Empty if no trial has an objective.
+    """
+    groups: dict[tuple[int | None, str], list[Trial]] = {}
     for trial in sweep.trials:
         if trial.measured:
-            by_protocol.setdefault(trial.protocol, []).append(trial)
-    groups = sorted(by_protocol.items(), key=lambda item: -len(item[1]))  # stable: first seen wins a tie
-    return [_ranking(protocol, trials, sweep.mode) for protocol, trials in groups]
+            groups.setdefault((trial.fidelity, trial.protocol), []).append(trial)
+    done = {trial.fidelity for trial in sweep.trials if trial.measured and trial.state == "done"}
+    first = max((level for level in done if level is not None), default=None)
+
+    def order(group: tuple[tuple[int | None, str], list[Trial]]) -> tuple[bool, int, int]:
+        (level, _), trials = group
+        return level != first, -1 if level is None else -level, -len(trials)
+
+    ordered = sorted(groups.items(), key=order)  # stable: first seen wins a tie
+    return [_ranking(protocol, trials, sweep.mode, level) for (level, protocol), trials in ordered]
 
 
-def _ranking(protocol: str, trials: Sequence[Trial], mode: Mode) -> Ranking:
+def leading(found: Iterable[Ranking]) -> list[Ranking]:
+    """The first ranking of each level: what compares at all, within its level."""
+    by_level: dict[int | None, Ranking] = {}
+    for ranking in found:
+        by_level.setdefault(ranking.fidelity, ranking)
+    return list(by_level.values())
+
+
+def _ranking(protocol: str, trials: Sequence[Trial], mode: Mode, fidelity: int | None) -> Ranking:
     repeats: dict[str, list[Trial]] = {}
     for trial in trials:
         repeats.setdefault(identity(trial), []).append(trial)
@@ -126,7 +161,7 @@ def _ranking(protocol: str, trials: Sequence[Trial], mode: Mode) -> Ranking:
     configurations.sort(key=lambda configuration: (sign * configuration.mean, configuration.trials[0].number))
     samples = [configuration.objectives for configuration in configurations]
     tests = differences(samples, [configuration.epoch for configuration in configurations])
-    return Ranking(protocol, tuple(configurations), tuple(tests))
+    return Ranking(protocol, tuple(configurations), tuple(tests), fidelity)
 
 
 def identity(trial: Trial) -> str:

@@ -18,18 +18,17 @@ if TYPE_CHECKING:
     from sensorlab.cluster.ledger import TrialRecord
 
 
-def standing(records: Iterable[TrialRecord], mode: str) -> Ranking | None:
-    """The configurations of those records that were measured as most others were, best first; ``None`` if none was."""
+def standings(records: Iterable[TrialRecord], mode: str) -> list[Ranking]:
+    """The rankings of the configurations of those records (:func:`sensorlab.report.ranking.rankings`)."""
     trials = tuple(_trial(record) for record in records)
     direction: Mode = "min" if mode == "min" else "max"
-    sweep = Sweep("", Path(), "", direction, "running", None, {}, {}, trials)
-    return next(iter(rankings(sweep)), None)
+    return rankings(Sweep("", Path(), "", direction, "running", None, {}, {}, trials))
 
 
 def mean_objective(records: Iterable[TrialRecord], mode: str) -> float | None:
     """Mean over the repeats of one configuration that trained equally long; ``None`` if none was measured."""
-    found = standing(records, mode)
-    return found.configurations[0].mean if found else None
+    found = standings(records, mode)
+    return found[0].configurations[0].mean if found else None
 
 
 def configuration_key(values: Mapping[str, Any]) -> str:
@@ -48,6 +47,7 @@ def _trial(record: TrialRecord) -> Trial:
         epoch=record.epoch,
         objective=record.objective,
         protocol=record.protocol,
+        fidelity=record.fidelity,
         seconds=record.seconds,
         metrics=record.metrics,
     )
