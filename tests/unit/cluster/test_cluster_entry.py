@@ -10,6 +10,7 @@ import pytest
 from sensorlab.cluster import entry, single, sweep
 from sensorlab.cluster.commands import launch
 from sensorlab.cluster.start import Cluster
+from sensorlab.config import as_dict, flatten
 
 FILE = """
 name: toy
@@ -87,6 +88,15 @@ def test_the_code_is_that_of_the_script_and_the_advice_names_it(started, tmp_pat
         *("python", "repository/experiments/script.py", "--address", "10.0.0.1:6379", "--resume", str(directory))
     ]
     assert directory.is_absolute()
+
+
+@pytest.mark.parametrize("main", [entry.train_main, entry.tune_main])
+@pytest.mark.parametrize("key", ["init.path", "fork.checkpoint"])
+def test_what_a_run_begins_with_gets_an_absolute_path(started, tmp_path, monkeypatch, main, key):
+    monkeypatch.setenv("HOME", "/home/someone")
+    for path, expected in (("a/../b", tmp_path / "b"), ("/c/d", "/c/d"), ("~/e", "/home/someone/e")):
+        assert start(main, f"train.{key}={path}") == 130
+        assert flatten(as_dict(started["plans"][-1].experiment))[f"train.{key}"] == str(expected)
 
 
 def test_a_resumed_run_keeps_its_dataset_unless_another_is_named(started, tmp_path, monkeypatch):

@@ -7,17 +7,29 @@ import json
 import pytest
 import torch
 
+import sensorlab.experiment
 from sensorlab.cluster import program
-from sensorlab.cluster.program import TRAIN, VAL, place_of, stream_specs, validation_spec
+from sensorlab.cluster.program import (
+    TRAIN,
+    VAL,
+    EngineProgram,
+    budget_of,
+    next_cursor,
+    place_of,
+    stream_specs,
+    validation_spec,
+)
+from sensorlab.cluster.worker import RunSpec
 from sensorlab.config import as_dict
 from sensorlab.data.dataset import Manifest, Sensors, SplitInfo
 from sensorlab.data.local_stream import LocalStream
 from sensorlab.data.schema import SCHEMA_VERSION
 from sensorlab.data.shards import ShardInfo
+from sensorlab.engine.fit import FitResult, fit
 from sensorlab.engine.workers import WorkerGroup
 from sensorlab.errors import UserError
-from sensorlab.experiment import DataConfig, ExperimentConfig, TrainConfig
-from toy_images import TRAIN_SAMPLES, VAL_SAMPLES, ToyImageConfig, ToyImageTask, write_splits
+from sensorlab.experiment import CheckpointConfig, DataConfig, EvalConfig, ExperimentConfig, TrainConfig
+from toy_images import TRAIN_SAMPLES, VAL_SAMPLES, ToyImageConfig, ToyImageTask, streams, write_splits
 
 
 @pytest.fixture
@@ -114,3 +126,64 @@ def test_the_validation_of_a_training_is_the_one_alone(prepared):
 def test_memory_is_pinned_for_copies_to_a_gpu(device, pinned):
     workers = WorkerGroup(1, 2, torch.device(device))
     assert place_of(workers) == {"rank": 1, "world_size": 2, "pin_memory": pinned}
+
+
+def training(dataset: str, **train) -> ExperimentConfig:
+    """Seven batches an epoch, a step each."""
+    return ExperimentConfig(
+        name="toy",
+        task=ToyImageConfig(),
+        data=DataConfig(path=dataset, global_batch=4),
+        train=TrainConfig.model_validate({"duration": "3 epochs", **train}),
+        eval=EvalConfig(metric="val/accuracy"),
+        checkpoint=CheckpointConfig(every="1 step", keep_latest=99),
+    )
+
+
+def spec_of(config: ExperimentConfig, run_dir) -> RunSpec:
+    return RunSpec(as_dict(config), str(run_dir), config.data.path, EngineProgram())
+
+
+def fit_toy(config: ExperimentConfig, run_dir) -> FitResult:
+    task = ToyImageTask(config.task)
+    return fit(config, task, *streams(config, task), run_dir=run_dir)
+
+
+def test_streams_begin_where_training_goes_on(prepared, tmp_path):
+    dataset, run_dir = prepared("train", "val"), tmp_path / "run"
+    sliced, whole = training(dataset, until="1 epoch"), training(dataset)
+    assert next_cursor(spec_of(sliced, run_dir), sliced) == (0, 0)
+    assert (budget_of(sliced, 7).epochs, budget_of(whole, 7).epochs) == (1, 3)
+    fit_toy(sliced, run_dir)
+    assert next_cursor(spec_of(sliced, run_dir), sliced) is None
+    assert next_cursor(spec_of(whole, run_dir), whole) == (1, 0)
+
+
+def test_streams_of_a_fork_begin_at_the_cursor_of_its_donor(prepared, tmp_path):
+    dataset = prepared("train", "val")
+    fit_toy(training(dataset, until="1 epoch"), tmp_path / "donor")
+    checkpoints, run_dir = tmp_path / "donor" / "checkpoints", tmp_path / "fork"
+
+    def cursor(step: int, **keys):
+        config = training(dataset, fork={"checkpoint": str(checkpoints / f"step-{step:08d}")}, **keys)
+        return next_cursor(spec_of(config, run_dir), config)
+
+    assert cursor(5) == (0, 5)
+    assert cursor(7) == (1, 0)
+    assert cursor(7, until="1 epoch") is None  # which the engine refuses
+    fit_toy(training(dataset, until="2 epochs", fork={"checkpoint": str(checkpoints / "step-00000005")}), run_dir)
+    for donor in (5, 99):  # its own checkpoints count from now on
+        assert cursor(donor) == (2, 0)
+
+
+def test_a_fork_that_cannot_be_is_refused_before_anything_is_streamed(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(sensorlab.experiment, "task_class", lambda name: ToyImageTask)
+    dataset = prepared("train", "val")
+    last = fit_toy(training(dataset, until="1 epoch"), tmp_path / "donor").last_checkpoint
+    missing = training(dataset, fork={"checkpoint": str(tmp_path / "nowhere")})
+    with pytest.raises(UserError, match=r"train\.fork\.checkpoint: there is no directory .*nowhere"):
+        EngineProgram().datasets(spec_of(missing, tmp_path / "fork"))
+    config = training(dataset, fork={"checkpoint": str(last)})
+    other = config.model_copy(update={"data": config.data.model_copy(update={"global_batch": 8})})
+    with pytest.raises(UserError, match=r"data\.global_batch: 4 -> 8"):  # 3 batches an epoch: none is the seventh
+        EngineProgram().datasets(spec_of(other, tmp_path / "fork"))

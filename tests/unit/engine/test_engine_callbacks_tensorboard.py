@@ -10,7 +10,7 @@ from callback_runs import EPOCHS, STEPS_PER_EPOCH, Interrupted, StopAfter, StopA
 
 from sensorlab.engine.callbacks.tensorboard import TensorBoard
 from sensorlab.errors import UserError
-from sensorlab.experiment import CheckpointConfig, EvalConfig
+from sensorlab.experiment import CheckpointConfig, EvalConfig, TrainConfig
 
 loader = pytest.importorskip(
     "tensorboard.backend.event_processing.event_file_loader",
@@ -79,6 +79,19 @@ def test_the_file_of_an_attempt_without_a_checkpoint_is_removed(tmp_path):
     run(tmp_path, TensorBoard(), **rarely)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     assert_same_as_log(tmp_path)
+
+
+def test_a_fork_that_begins_twice_has_each_point_once(tmp_path):
+    run(tmp_path / "donor", TensorBoard())
+    fork = {"checkpoint": str(tmp_path / "donor" / "checkpoints" / "step-00000006")}
+    train = TrainConfig.model_validate({"duration": "3 epochs", "log_every": "1 step", "fork": fork})
+    with pytest.raises(Interrupted):
+        run(tmp_path / "fork", TensorBoard(), StopAfter(8), train=train)  # before its first checkpoint
+    run(tmp_path / "fork", TensorBoard(), train=train)
+    scalars, _ = events(tmp_path / "fork")
+    expected = log_of(tmp_path / "fork", *PREFIXES)
+    assert sorted((step, name) for step, name, _ in scalars) == sorted((step, name) for step, name, _ in expected)
+    assert min(step for step, _, _ in scalars) == 7
 
 
 def test_what_was_recorded_before_it_was_off_for_a_while_stays(tmp_path):

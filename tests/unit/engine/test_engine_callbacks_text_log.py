@@ -15,7 +15,7 @@ from sensorlab.engine.duration import Duration, Every
 from sensorlab.engine.fit import fit
 from sensorlab.engine.optim import OptimConfig
 from sensorlab.engine.workers import WorkerGroup
-from sensorlab.experiment import EvalConfig
+from sensorlab.experiment import EvalConfig, TrainConfig
 from toy import ToyConfig, ToyStream, ToyTask, toy_experiment
 
 NUMBER = r"-?[\d.]+(e-?\d+)?"
@@ -84,6 +84,16 @@ def test_a_resumed_run_keeps_the_history_and_says_from_where_it_goes_on(tmp_path
     numbers = [(line["epoch"], line["step"], line["loss"]) for line in lines_of(straight, TRAIN_LINE)]
     resumed = [(line["epoch"], line["step"], line["loss"]) for line in lines_of(tmp_path, TRAIN_LINE)]
     assert resumed[-len([n for n in numbers if int(n[1]) > 6]) :] == [n for n in numbers if int(n[1]) > 6]
+
+
+def test_a_fork_says_where_it_comes_from(tmp_path):
+    run(tmp_path / "donor", TextLog(to_terminal=False))
+    checkpoint = tmp_path / "donor" / "checkpoints" / "step-00000006"
+    train = TrainConfig.model_validate({"duration": "3 epochs", "fork": {"checkpoint": str(checkpoint)}})
+    run(tmp_path / "fork", TextLog(to_terminal=False), train=train)
+    text = (tmp_path / "fork" / "log.txt").read_text()
+    assert text.splitlines()[2].endswith(f"begins at epoch 1, batch 1, step 6 with the state of {checkpoint}")
+    assert "resumed" not in text
 
 
 def test_says_why_a_run_ended_early(tmp_path):

@@ -17,6 +17,7 @@ from sensorlab.engine.optim import (
     gradient_norm,
     parameter_groups,
     set_rates,
+    take_moments,
 )
 from sensorlab.engine.presets import PRESETS
 from sensorlab.engine.warmup import Rates
@@ -151,6 +152,39 @@ def test_clipping(config, expected):
 def test_a_norm_below_one_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         ClipConfig(value=1.0, p=0.5)
+
+
+def stepped(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    optimizer = build_optimizer(net, config)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+def test_moments_are_taken_without_the_rates_they_were_made_with():
+    before = stepped(model(), OptimConfig(lr=1.0, weight_decay=0.5, betas=(0.1, 0.2)))
+    after = build_optimizer(model(), OptimConfig(lr=2.0, weight_decay=0.25, betas=(0.3, 0.4)))
+    take_moments(after, before.state_dict())
+    (group,) = after.param_groups
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (2.0, 0.25, (0.3, 0.4))
+    for old, new in zip(before.param_groups[0]["params"], group["params"], strict=True):
+        for name in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(before.state[old][name], after.state[new][name])
+
+
+def test_moments_of_other_parameters_are_refused_and_nothing_is_changed():
+    optimizer = build_optimizer(model(), OptimConfig())
+    frozen = model()
+    frozen[0].weight.requires_grad_(False)
+    with pytest.raises(
+        ValueError, match=r"groups of \(name, parameters\) \[\('default', 5\)\], here \[\('default', 6\)\]"
+    ):
+        take_moments(optimizer, stepped(frozen, OptimConfig()).state_dict())
+    other = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1))
+    with pytest.raises(ValueError, match=r"exp_avg of parameter 4 has shape \(3, 4, 1, 1\), here \(2, 4, 1, 1\)"):
+        take_moments(optimizer, stepped(other, OptimConfig()).state_dict())
+    assert not optimizer.state
 
 
 @pytest.mark.parametrize(
