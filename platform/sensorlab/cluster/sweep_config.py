@@ -52,6 +52,10 @@ _COMMON_TO_ALL = {
     "train.fork": "the sweep itself lets trials go on from each other's checkpoints",
 }
 _BUDGET = ("train.duration", "train.extend")
+_COMMON_TO_MEMBERS = {
+    **dict.fromkeys((*_BUDGET, "train.early_stop"), "members of a population are compared after the same epochs"),
+    "train.init": "members of a population go on from each other's checkpoints",
+}
 
 
 class SweepConfig(StrictModel):
@@ -109,6 +113,11 @@ class SweepConfig(StrictModel):
                     raise ValueError(f"algorithm {self.algorithm} replaces members of its own: set sweep.{key}={value}")
             if self.num_trials < 2:
                 raise ValueError(f"algorithm {self.algorithm} needs a population: num_trials of 2 or more")
+        if self.algorithm == "pb2":
+            if all(dimension.choice is not None for dimension in self.space.values()):
+                raise ValueError("algorithm pb2 searches ranges, and every key has 'choice': set sweep.algorithm=pbt")
+            for key in self.conditions:
+                raise ValueError(f"algorithm pb2 searches all ranges together: take 'when' out of {key}, or choose pbt")
         if self.algorithm == "bohb" and self.scheduler not in ("asha", "hyperband"):
             raise ValueError("algorithm bohb learns from rungs: set sweep.scheduler=hyperband (or asha)")
         if self.fidelity is not None:
@@ -117,8 +126,9 @@ class SweepConfig(StrictModel):
                     "fidelity: configurations are promoted along its values, instead of being stopped along their "
                     "epochs: set sweep.scheduler=asha and another algorithm than bohb"
                 )
-            if self.fidelity.key in self.space:
-                raise ValueError(f"fidelity.key: {self.fidelity.key} is searched")
+            for key in self.space:
+                if _overlap(key, self.fidelity.key):
+                    raise ValueError(f"fidelity.key: {self.fidelity.key} cannot have levels, since {key} is searched")
         return self
 
     @model_validator(mode="after")
@@ -157,16 +167,30 @@ class SweepConfig(StrictModel):
         """Trials of the whole sweep, if none fails; ``max_epochs``: of the experiment, which a population divides."""
         if self.is_population:
             return self.num_trials * math.ceil((max_epochs or 1) / self.population.generation)
-        configurations = self.total_configurations
-        rounds = [configurations]
+        return sum(self.level_sizes) * self.seeds
+
+    @property
+    def level_sizes(self) -> list[int]:
+        """Configurations at each level of the fidelity, if none fails; without one they are all at one level."""
+        sizes = [self.total_configurations]
         for _ in (self.fidelity.values if self.fidelity else ())[1:]:
-            rounds.append(max(1, int(rounds[-1] / self.asha.reduction)))
-        return sum(rounds) * self.seeds
+            sizes.append(self.asha.survivors(sizes[-1]))
+        return sizes
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the scheduler compares trials at the same epochs and stops some of them."""
+        return self.scheduler != "none" and self.fidelity is None
 
     @property
     def is_population(self) -> bool:
         """Whether trials are generations of members, which hand their checkpoints on."""
         return self.algorithm in ("pbt", "pb2")
+
+    @property
+    def members(self) -> int | None:
+        """Size of the population; ``None`` where there is none."""
+        return self.num_trials if self.is_population else None
 
 
 def split_overrides(
@@ -213,7 +237,7 @@ def check_space(
     build: Callable[[Mapping[str, Any]], StrictModel],
     fixed: Iterable[str] = (),
 ) -> None:
-    """Check every searched key and value against the experiment's schema.
+    """Check every searched key and value, and those of the fidelity, against the experiment's schema.
 
     Args:
         sweep: the search.
@@ -226,21 +250,52 @@ def check_space(
             searched and set, a key that the sweep decides for all trials.
     """
     reason = "compares trials at the same epochs, so they need the same budget (or sweep.scheduler=none)"
-    budget = {} if sweep.scheduler == "none" else dict.fromkeys(_BUDGET, f"scheduler {sweep.scheduler} {reason}")
-    common = _COMMON_TO_ALL | budget
+    budget = dict.fromkeys(_BUDGET, f"scheduler {sweep.scheduler} {reason}") if sweep.stops_early else {}
     for key, dimension in sweep.space.items():
-        _refuse_common(key, dimension, common)
-        for override in fixed:
-            if key == override or key.startswith(f"{override}.") or override.startswith(f"{key}."):
-                raise UserError(
-                    f"{key} is searched by the sweep, so {override}=... cannot set it; "
-                    f"add sweep.space.{key}=null to take it out of the search"
-                )
-        for value in dimension.samples():
-            try:
-                build(merge(resolve(base, _needed_for(key, sweep.conditions)), nested(key, value)))
-            except UserError as error:
-                raise UserError(f"sweep.space.{key}: the value {value!r} does not fit: {error}") from None
+        where, values = f"sweep.space.{key}", dimension.samples()
+        remedy = "set it outside of sweep.space, or start one sweep for each value"
+        _refuse_common(where, key, values, _COMMON_TO_ALL | budget, remedy)
+        remedy = f"add {where}=null to take it out of the search"
+        _refuse_fixed(f"{key} is searched by the sweep", key, fixed, remedy)
+        _try_values(where, key, values, resolve(base, _needed_for(key, sweep.conditions)), build)
+    if sweep.fidelity is not None:
+        key, values = sweep.fidelity.key, sweep.fidelity.values
+        _refuse_common("sweep.fidelity", key, values, _no_fidelity(), "choose one that makes trials cheaper")
+        remedy = "add sweep.fidelity=null to compare trials by their epochs instead"
+        _refuse_fixed(f"{key} has the values of sweep.fidelity", key, fixed, remedy)
+        _try_values("sweep.fidelity", key, values, base, build)
+
+
+def _no_fidelity() -> dict[str, str]:
+    """Keys that trials of different levels cannot differ in, and why."""
+    from sensorlab.experiment import RESUME_MAY_CHANGE  # loads torch, which readers of sweeps do without
+
+    without_effect = set(RESUME_MAY_CHANGE) - {"train.extend", "train.init"}
+    return {
+        **dict.fromkeys(sorted(without_effect), "it does not change what is trained"),
+        **_COMMON_TO_ALL,
+        "seed": "it is what repeats of a configuration differ in",
+    }
+
+
+def _refuse_fixed(decided: str, key: str, fixed: Iterable[str], remedy: str) -> None:
+    for override in fixed:
+        if _overlap(key, override):
+            raise UserError(f"{decided}, so {override}=... cannot set it; {remedy}")
+
+
+def _try_values(
+    where: str,
+    key: str,
+    values: Iterable[Any],
+    base: Mapping[str, Any],
+    build: Callable[[Mapping[str, Any]], StrictModel],
+) -> None:
+    for value in values:
+        try:
+            build(merge(base, nested(key, value)))
+        except UserError as error:
+            raise UserError(f"{where}: the value {value!r} does not fit: {error}") from None
 
 
 def _needed_for(key: str, conditions: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -251,16 +306,18 @@ def _needed_for(key: str, conditions: Mapping[str, Mapping[str, Any]]) -> dict[s
     return needed
 
 
-def _refuse_common(key: str, dimension: Dimension, common: Mapping[str, str]) -> None:
-    """Refuse a dimension that sets one of the ``common`` keys, itself or inside of a mapping among its values."""
-    for searched in {name: None for value in dimension.samples() for name in flatten(nested(key, value))}:
+def _refuse_common(where: str, key: str, values: Iterable[Any], common: Mapping[str, str], remedy: str) -> None:
+    """Refuse values that set one of the ``common`` keys, themselves or inside of a mapping."""
+    for searched in {name: None for value in values for name in flatten(nested(key, value))}:
         for decided, reason in common.items():
             if searched == decided or searched.startswith(f"{decided}."):
                 inside = f" (it sets {searched})" if searched != key else ""
-                raise UserError(
-                    f"sweep.space.{key}{inside}: {decided} has one value for all trials, because {reason}; "
-                    f"set {decided} outside of sweep.space, or start one sweep for each value"
-                )
+                raise UserError(f"{where}{inside}: {decided} has one value for all trials, because {reason}; {remedy}")
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether one of two dotted keys is the other one, or lies inside of it."""
+    return key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.")
 
 
 def resolve(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
