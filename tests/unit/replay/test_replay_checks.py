@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from tracked_runs import experiment
 
+from sensorlab.engine.checkpoint import read_info
 from sensorlab.engine.compare import read_series
+from sensorlab.engine.fork import ForkConfig
 from sensorlab.errors import UserError
 from sensorlab.replay import checks
 from sensorlab.replay.checks import differences, present_environment
@@ -103,6 +106,30 @@ def test_without_file_digests_the_revision_and_the_diff_decide(
     assert differences(recorded, "", there)[0].endswith("this is feed")
     dirty = dataclasses.replace(here, files={**clean, "git.diff": "+ a line"})
     assert "other uncommitted changes" in differences(recorded, "", dirty)[0]
+
+
+def test_the_donor_of_a_fork_must_be_the_same(
+    recorded: RecordedRun, present: Environment, dataset: SimpleNamespace, tmp_path: Path
+) -> None:
+    assert recorded.run_dir is not None
+    donor, other = tmp_path / "step-00000008", recorded.run_dir / "checkpoints" / "step-00000004"
+    shutil.copytree(recorded.run_dir / "checkpoints" / donor.name, donor)
+    train = experiment().train.model_copy(update={"fork": ForkConfig(checkpoint=str(donor))})
+    forked = dataclasses.replace(recorded, experiment=experiment(train=train))
+    tags = {**recorded.run.tags, "sensorlab.fork": read_info(donor).seal}
+    forked.run.run.data._tags = tags
+    assert differences(forked, "data", present) == []
+    (reason,) = differences(recorded, "data", present)  # resumed without the key
+    assert reason == "fork: the run began with the state of another run, and no longer says which"
+    tags["sensorlab.fork"] = read_info(other).seal
+    (reason,) = differences(forked, "data", present)
+    assert (
+        reason
+        == f"fork: {donor} has seal {read_info(donor).seal[:16]}, the run began with {read_info(other).seal[:16]}"
+    )
+    shutil.rmtree(donor)
+    (reason,) = differences(forked, "data", present)
+    assert reason.startswith(f"fork: checkpoint {donor}: no readable MANIFEST.json")
 
 
 def test_a_dataset_that_moved_can_be_named(recorded: RecordedRun, present: Environment, tmp_path: Path) -> None:
