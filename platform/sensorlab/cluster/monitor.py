@@ -13,12 +13,15 @@ from ray.tune import Callback, Stopper
 
 from sensorlab.cluster.files import ERROR, RESULT, STOPPED, write_json
 from sensorlab.cluster.ledger import Ledger, TrialRecord
+from sensorlab.cluster.lineage import place_of
 from sensorlab.cluster.sweep_config import decode_values, resolve
 from sensorlab.cluster.trial import ALREADY_STOPPED, FAILED, ORDER, TrialPlan
 from sensorlab.config import digest
 from sensorlab.errors import UserError
 from sensorlab.experiment import experiment_from
+from sensorlab.report.ranking import searched
 from sensorlab.runs.sweep_runs import SweepRuns
+from sensorlab.runs.tags import FORKED_TAG, GENERATION_TAG, MEMBER_TAG
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ class SweepDriver:
     ledger: Ledger
     runs: SweepRuns | None
     objective: str
+    members: int | None = None  # of a population
     given_up: str = ""  # why the sweep was ended before its time
     _last_event: float = field(default_factory=time.monotonic)
     _mirrored: str = ""  # id of the best trial that the sweep's own run shows
@@ -56,10 +60,16 @@ class SweepDriver:
     def _open_run(self, record: TrialRecord) -> str | None:
         if self.runs is None:
             return None
-        name = f"trial {record.number:03d}"
-        log_scaled = self.plan.log_scaled
+        name, tags = f"trial {record.number:03d}", {}
+        if self.members is not None:
+            generation, member = place_of(record, self.members)
+            name = f"{name} g{generation} m{member}"
+            tags = {GENERATION_TAG: str(generation), MEMBER_TAG: str(member)}
+            donor = self.ledger.trials.get(record.forked_from or "")
+            tags |= {FORKED_TAG: donor.run_id} if donor is not None and donor.run_id else {}
+        params = searched(record.values)
         try:
-            return self.runs.child(record.trial_id, name=name, params=record.values, log_scaled=log_scaled)
+            return self.runs.child(record.trial_id, name, params, log_scaled=self.plan.log_scaled, tags=tags)
         except Exception as error:  # the store is away: a trial that is not recorded is better than none
             logger.warning("%s is not recorded: %s", name, error)
             return record.run_id

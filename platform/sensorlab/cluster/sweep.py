@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sensorlab.cluster.files import write_json
 from sensorlab.cluster.lease import DRIVER, hold
 from sensorlab.cluster.ledger import Ledger, share_ledger
+from sensorlab.cluster.lineage import lineage_data, population_table
 from sensorlab.cluster.plans import SWEEP, load_plan
 from sensorlab.cluster.preflight import concurrent_runs, open_tracking
 from sensorlab.cluster.progress import SweepLine, Ticker
@@ -141,12 +142,14 @@ def _run(plan: SweepPlan, program: Program, resume: bool, concurrent: int, store
     trials = f"{plan.total_trials} trials"
     if sweep.seeds > 1:
         trials = f"{sweep.total_configurations} configurations with {sweep.seeds} seeds each, {trials}"
+    if sweep.is_population:
+        trials = f"{sweep.num_trials} members, {trials}, one for each generation of a member"
     print(f"sweep {plan.name}: {trials}, {concurrent} at a time, each with {needs.describe()}")
     plan.save()
     ledger = Ledger(plan.directory / "ledger.json", sweep.mode)
     share_ledger(plan.directory, ledger)
     runs = _open_runs(plan, store)
-    driver = SweepDriver(_trial_plan(plan, program, store), ledger, runs, sweep.objective)
+    driver = SweepDriver(_trial_plan(plan, program, store), ledger, runs, sweep.objective, sweep.members)
     share_driver(driver)
     started = time.monotonic()
     line = SweepLine(ledger, sweep.objective, plan.total_trials, concurrent)
@@ -348,7 +351,8 @@ def _conclude(
     ledger, runs = driver.ledger, driver.runs
     objective = plan.sweep.objective
     print()
-    print(ranked_table(ledger, objective))
+    members = plan.sweep.members
+    print(population_table(ledger, objective, members) if members else ranked_table(ledger, objective))
     print()
     for failure in failures(ledger):
         print(failure)
@@ -372,6 +376,7 @@ def _conclude(
         interrupted=interrupted,
         parent_run_id=runs.parent_run_id if runs else None,
         link=link,
+        **({"lineage": lineage_data(ledger, best, members)} if members and best else {}),
     )
     write_json(plan.directory / "outcome.json", outcome)
     print(json.dumps(outcome), flush=True)

@@ -251,13 +251,18 @@ def check_space(
     """
     reason = "compares trials at the same epochs, so they need the same budget (or sweep.scheduler=none)"
     budget = dict.fromkeys(_BUDGET, f"scheduler {sweep.scheduler} {reason}") if sweep.stops_early else {}
+    common = _COMMON_TO_ALL | budget | (_COMMON_TO_MEMBERS if sweep.is_population else {})
     for key, dimension in sweep.space.items():
         where, values = f"sweep.space.{key}", dimension.samples()
         remedy = "set it outside of sweep.space, or start one sweep for each value"
-        _refuse_common(where, key, values, _COMMON_TO_ALL | budget, remedy)
+        _refuse_common(where, key, values, common, remedy)
         remedy = f"add {where}=null to take it out of the search"
         _refuse_fixed(f"{key} is searched by the sweep", key, fixed, remedy)
-        _try_values(where, key, values, resolve(base, _needed_for(key, sweep.conditions)), build)
+        _try_values(where, key, values, resolve(base, needed_for(key, sweep.conditions)), build)
+    if sweep.is_population:
+        from sensorlab.cluster.search.members import check_members  # loads torch
+
+        check_members(sweep, base, build)
     if sweep.fidelity is not None:
         key, values = sweep.fidelity.key, sweep.fidelity.values
         _refuse_common("sweep.fidelity", key, values, _no_fidelity(), "choose one that makes trials cheaper")
@@ -298,11 +303,11 @@ def _try_values(
             raise UserError(f"{where}: the value {value!r} does not fit: {error}") from None
 
 
-def _needed_for(key: str, conditions: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def needed_for(key: str, conditions: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Values that other searched keys have wherever ``key`` is searched."""
     needed: dict[str, Any] = {}
     for parent, value in conditions.get(key, {}).items():
-        needed |= _needed_for(parent, conditions) | {parent: value}
+        needed |= needed_for(parent, conditions) | {parent: value}
     return needed
 
 

@@ -14,6 +14,7 @@ from sensorlab.cluster.sweep_config import decode_values, resolve
 from sensorlab.cluster.trainer import fit_run
 from sensorlab.cluster.worker import Program, Report, RunSpec, TrackingTarget, send_to_tune
 from sensorlab.errors import UserError
+from sensorlab.report.ranking import searched
 
 ORDER = "trial.json"  # written by the driver before the trial starts: its number, tracking run and expected digest
 _ORDER_PATIENCE_S = 60.0  # shared file systems show new files late
@@ -91,7 +92,8 @@ def run_trial(plan: TrialPlan, values: Mapping[str, Any]) -> None:
 def _train(plan: TrialPlan, trial_id: str, values: Mapping[str, Any], order: Mapping[str, Any], send: Once) -> None:
     tracking = None
     if plan.tracking_uri is not None and order.get("run_id"):
-        tracking = TrackingTarget(plan.tracking_uri, order["run_id"], values, plan.log_scaled, plan.code_root)
+        params = searched(values)
+        tracking = TrackingTarget(plan.tracking_uri, order["run_id"], params, plan.log_scaled, plan.code_root)
     spec = RunSpec(
         experiment=resolve(plan.base, values),
         run_dir=str(plan.run_dir(trial_id)),

@@ -34,7 +34,6 @@ def searched(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in (UNTIL, FORK, INIT)}
 
 
-
 @dataclass(frozen=True)
 class Configuration:
     """Repeats of one configuration under one protocol.

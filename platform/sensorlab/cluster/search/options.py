@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from sensorlab.config import StrictModel, canonical_json
 
@@ -58,7 +58,7 @@ class PopulationConfig(StrictModel):
     generation: int = Field(default=1, ge=1)  # epochs between two exchanges
     quantile: float = Field(default=0.25, gt=0, le=0.5)  # share that is replaced, and share of the donors
     resample_probability: float = Field(default=0.25, ge=0, le=1)  # pbt: a value is drawn anew instead of perturbed
-    factors: tuple[float, float] = (0.8, 1.2)  # pbt: a number is multiplied by one of them; choices move to a neighbour
+    factors: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.2)  # pbt: of a number; choices move to a neighbour
 
 
 class BohbConfig(StrictModel):
@@ -66,7 +66,7 @@ class BohbConfig(StrictModel):
 
     random_fraction: float = Field(default=0.33, ge=0, lt=1)  # of the configurations are drawn at random
     top_fraction: float = Field(default=0.15, gt=0, lt=1)  # of a rung counts as good
-    min_points: int | None = Field(default=None, ge=2)  # at a rung before it is modelled; null: searched keys + 1
+    min_points: int | None = Field(default=None, ge=2)  # good ones at least; two more make a model; null: keys + 1
     candidates: int = Field(default=64, ge=1)  # drawn from the model of the good; the most promising is proposed
     bandwidth_factor: float = Field(default=3.0, gt=0)  # widens the kernels that candidates are drawn from
 

@@ -24,7 +24,7 @@ from sensorlab.cluster.search.evolution import bounded
 from sensorlab.cluster.search.gaussian_process import Floats, Process, fitted
 from sensorlab.cluster.search.population import Population
 from sensorlab.cluster.search.propose import Outcome
-from sensorlab.cluster.sweep_config import Dimension, SweepConfig
+from sensorlab.cluster.sweep_config import SweepConfig
 
 _REMEMBERED = 300  # latest trials that the process sees: its cost grows with their cube
 _CANDIDATES, _NARROWED, _ROUNDS = 1024, 128, 4
@@ -100,26 +100,11 @@ class BanditPopulation(Population):
 
     def _scaled(self, values: Mapping[str, Any]) -> Floats:
         """The ranges of a configuration as a point in the unit cube."""
-        return np.array([scaled(values[key], dimension) for key, dimension in self._ranges.items()], dtype=np.float64)
+        return np.array([dimension.place(values[key]) for key, dimension in self._ranges.items()], dtype=np.float64)
 
     def _value_at(self, point: Floats) -> dict[str, Any]:
         pairs = zip(self._ranges.items(), point, strict=True)
-        return {key: unscaled(float(number), dimension) for (key, dimension), number in pairs}
-
-
-def scaled(value: float, dimension: Dimension) -> float:
-    """A value of a range, from 0 to 1; linear in its logarithm where the range is searched so."""
-    low, high = dimension.samples()
-    if dimension.is_log:
-        return float(math.log(value / low) / math.log(high / low))
-    return float((value - low) / (high - low)) if high > low else 0.0
-
-
-def unscaled(number: float, dimension: Dimension) -> float:
-    """The value of a range that is nearest to a number from 0 to 1."""
-    low, high = dimension.samples()
-    value = low * (high / low) ** number if dimension.is_log else low + number * (high - low)
-    return bounded(value, dimension)
+        return {key: bounded(dimension.at(float(place)), dimension) for (key, dimension), place in pairs}
 
 
 def standardised(values: Sequence[float]) -> list[float]:
