@@ -45,7 +45,8 @@ class Outcome:
         state: ``pending`` until all of its repeats have ended, ``failed`` if none of them has an objective.
         value: mean objective of its repeats; ``None`` unless it is ``complete``.
         last: the objective that its first repeat reported last.
-        rungs: epoch of a rung of the scheduler to the objective that its first repeat had there, ended or not.
+        rungs: epoch of a rung of the scheduler, or of the end of a training that came to it, to the objective that its
+            first repeat had there, ended or not.
     """
 
     proposal: Proposal
@@ -118,6 +119,10 @@ def _of_algorithm(sweep: SweepConfig, max_epochs: int | None) -> Proposer:
         from sensorlab.cluster.search.evolution import Evolution
 
         return Evolution(sweep)
+    if sweep.algorithm == "bohb":
+        from sensorlab.cluster.search.bohb import Bohb
+
+        return Bohb(sweep)
     if sweep.is_population:
         from sensorlab.cluster.search.population import new_population
 

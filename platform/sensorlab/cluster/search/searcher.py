@@ -94,6 +94,8 @@ class SweepSearch(Searcher):
         seen: dict[str, Any] = {}
         if records:
             rungs = {int(epoch): value for epoch, value in records[0].rungs.items()}
+            if records[0].state == "done" and records[0].last_objective is not None:
+                rungs[records[0].epoch] = records[0].last_objective
             seen = {"last": records[0].last_objective, "rungs": rungs}
         if len(records) < self._sweep.seeds or not all(record.ended for record in records):
             return Outcome(repeated.proposal, "pending", **seen)
