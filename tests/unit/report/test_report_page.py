@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import html
+import json
 import math
 import re
+import subprocess
+import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,14 @@ from sensorlab.report.page import render
 from sensorlab.report.summary import yaml_text
 
 _VOID = {"meta", "img", "br", "hr", "col"}
+HOLD = """
+import sys, time
+from pathlib import Path
+from sensorlab.cluster.lease import DRIVER, hold
+with hold(Path(sys.argv[1]), DRIVER):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 
 
@@ -195,12 +207,31 @@ def test_banner(tmp_path, state, banner):
     assert (shown[1] if shown else None) == banner
     if banner:
         assert f"--resume {tmp_path}" in plain(page)
-        assert "1 of 2 trials have ended" in plain(page)
+        assert "1 of 2 trials have ended, 1 interrupted (#1)." in plain(page)
+
+
+def test_a_trial_without_a_driver_is_not_running(tmp_path):
+    """The lease says which process the driver was: one that is gone is known to be gone at once."""
+    entries = [trial_entry(tmp_path, 0), trial_entry(tmp_path, 1, state="running", started=time.time())]
+    write_sweep(tmp_path, entries, num_trials=5)
+    driver = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    assert driver.stdout is not None
+    with driver.stdout:
+        assert driver.stdout.readline() == b"held\n"
+        alive = plain(page_of(tmp_path))
+        driver.kill()
+        driver.wait()
+    dead = plain(page_of(tmp_path))
+    assert "RUNNING" in alive
+    assert "1 of 5 trials have ended, 1 running (#1), 3 not started." in alive
+    assert "KILLED" in dead
+    assert "1 of 5 trials have ended, 1 interrupted (#1), 3 not started." in dead
+    assert "#1 running" in alive  # the table of times
+    assert "#1 interrupted" in dead
+    assert "running" not in dead
 
 
 def test_keys_that_differ_though_nobody_searched_them(tmp_path):
-    import json
-
     entries = [trial_entry(tmp_path, number) for number in range(2)]
     for entry in entries:
         write_trial(entry, [0.1])
@@ -219,6 +250,69 @@ def test_keys_that_differ_though_nobody_searched_them(tmp_path):
 def test_overrides_read_back_as_they_were(value):
     assert parse_yaml(yaml_text(value)) == value
     assert yaml_text("res18") == "res18"
+
+
+def test_a_best_that_was_stopped_early_is_said_to_be(tmp_path):
+    entries = [
+        trial_entry(tmp_path, 0, objective=0.5, epoch=1, state="stopped"),
+        trial_entry(tmp_path, 1, objective=0.4, epoch=4),
+        trial_entry(tmp_path, 2, objective=0.3, epoch=1, state="stopped"),
+    ]
+    page = plain(page_of(write_sweep(tmp_path, entries)))
+    assert "The best configuration trained for 1 epoch only; #1 trained longer, up to 4." in page
+    assert page.count("trained longer") == 2  # the row of #1 says so too
+    assert "trained shorter" not in page
+    assert "#2, the next that trained as long" not in page  # nothing was repeated, so nothing was tested
+    entries = [{**entry, "objective": entry["objective"] / entry["epoch"]} for entry in entries]
+    page = plain(page_of(write_sweep(tmp_path, [{**entries[1], "objective": 0.9}, entries[0]])))
+    assert "trained shorter" in page
+    assert "trained longer" not in page
+
+
+def test_the_second_of_the_ranking_need_not_be_the_rival(tmp_path):
+    values = [{"optim.lr": lr, "seed": seed} for lr in (0.1, 0.2, 0.3) for seed in (0, 1)]
+    objectives, epochs = (0.5, 0.52, 0.4, 0.42, 0.3, 0.32), (1, 1, 4, 4, 1, 1)
+    entries = [
+        trial_entry(tmp_path, number, values=values[number], objective=objectives[number], epoch=epochs[number])
+        for number in range(6)
+    ]
+    for entry in entries:
+        write_trial(entry, [entry["objective"]])
+    page = plain(page_of(write_sweep(tmp_path, entries)))
+    assert "The best and #4, the next that trained as long, are" in page
+
+
+def test_keys_that_all_trials_share_are_named_once(tmp_path):
+    entries = [trial_entry(tmp_path, n, values={"optim.lr": 0.1 * (n + 1), "task.depth": 18}) for n in range(3)]
+    for entry in entries:
+        write_trial(entry, [0.1])
+    page = page_of(write_sweep(tmp_path, entries))
+    assert "The same in all trials: depth = 18." in plain(page)
+    header = page.partition('aria-label="Ranking"')[2].partition("</thead>")[0]
+    assert ">lr<" in header
+    assert ">depth<" not in header
+
+
+def test_the_order_of_samples_follows_the_seed_and_is_no_difference(tmp_path):
+    entries = [trial_entry(tmp_path, n, values={"optim.lr": 0.1, "seed": n}) for n in range(2)]
+    entries.append(trial_entry(tmp_path, 2, values={"optim.lr": 0.2, "seed": 0}))
+    for entry in entries:
+        write_trial(entry, [0.1])
+        path = Path(entry["run_dir"]) / "checkpoints" / "step-00000010" / "state.json"
+        state = json.loads(path.read_text())
+        state["provenance"]["order"] = f"order of seed {entry['values']['seed']}"
+        path.write_text(json.dumps(state))
+    assert "provenance.order" not in page_of(write_sweep(tmp_path, entries))
+
+
+def test_another_repeat_lends_its_pictures(tmp_path):
+    entries = [trial_entry(tmp_path, n, values={"optim.lr": 0.1, "seed": n}, objective=0.1 + n / 100) for n in range(3)]
+    for entry in entries:
+        write_trial(entry, [entry["objective"]], panels=int(entry["number"] == 2))
+    (exhibit,) = {
+        exhibit.trial.number for exhibit in gather(write_sweep(tmp_path, entries), use_tracking=False).exhibits
+    }
+    assert exhibit == 2  # although #1 is the nearest to the mean
 
 
 def test_min_mode(tmp_path):
