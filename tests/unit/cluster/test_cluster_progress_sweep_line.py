@@ -69,6 +69,27 @@ def test_time_left_before_and_after_there_are_estimates(tmp_path):
     assert view().live.text().endswith("ETA 1m45s")  # 25 s, and twice 15 + 25 s
 
 
+def test_time_left_of_levels_that_have_not_begun_is_a_bound(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.json", "max")
+    view = SweepLine(ledger, "val/iou", total_trials=7, concurrent=2, levels=(4, 2, 1))
+
+    def end(name, level, seconds):
+        ledger.start(name, {}, "d", tmp_path / name).fidelity = level
+        ledger.end(name, "done")
+        ledger.trials[name].seconds = seconds
+
+    for name in ("a", "b", "c"):
+        end(name, 0, 10.0)
+    assert view().live.text().endswith("0 running, 3 done, 0 stopped, 4 waiting | ETA >30s")  # 10 s at each level
+    end("d", 0, 10.0)
+    end("e", 1, 40.0)
+    assert view().live.text().endswith("2 waiting | ETA >1m20s")
+    ledger.start("f", {}, "d", tmp_path / "f").fidelity = 2  # its level has begun: level 1 had a single survivor
+    assert view().live.text().endswith("1 running, 5 done, 0 stopped, 0 waiting | ETA >40s")
+    HALFWAY.write(tmp_path / "f")
+    assert view().live.text().endswith("ETA 25s")
+
+
 def test_rates_are_of_runs_that_write(ledger, tmp_path):
     class Clock:
         now = 0.0

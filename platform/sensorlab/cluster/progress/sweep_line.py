@@ -15,7 +15,12 @@ from sensorlab.runs.table import duration, number
 
 class SweepLine:
     """Frames of a sweep: trials by state, epochs, rate, share of waiting for data, best so far, time left; and a line
-    for each trial that ended."""
+    for each trial that ended.
+
+    Args:
+        total_trials: if none fails.
+        levels: of these, how many are at each level of fidelity; empty: the sweep has none.
+    """
 
     def __init__(
         self,
@@ -23,11 +28,13 @@ class SweepLine:
         objective: str,
         total_trials: int,
         concurrent: int,
+        levels: Sequence[int] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
         self._objective = objective
         self._total = total_trials
+        self._levels = tuple(levels) or (total_trials,)
         self._concurrent = concurrent
         self._clock = clock
         self._started = clock()
@@ -46,12 +53,12 @@ class SweepLine:
         ledger = self._ledger
         running = [record for record in records if record.state == "running"]
         seen = self._poll(running)
-        waiting = max(self._total - len(records), 0) + ledger.count("interrupted")
+        waiting = self._waiting(records)
         parts: list[Part] = []
         if ledger.count("failed"):
             parts.append(Part(f"{ledger.count('failed')} FAILED"))
         counts = f"{len(running)} running, {ledger.count('done')} done, {ledger.count('stopped')} stopped"
-        parts.append(Part(f"{counts}, {waiting} waiting", 3))
+        parts.append(Part(f"{counts}, {sum(waiting)} waiting", 3))
         if seen:
             where = ", ".join(f"#{r.number} {seen[r.trial_id].epoch:.1f}" for r in running if r.trial_id in seen)
             parts.append(Part(f"epochs {where} of {max(progress.total_epochs for progress in seen.values())}", 4))
@@ -59,7 +66,7 @@ class SweepLine:
         best = ledger.best()
         if best is not None:
             parts.append(Part(f"best {self._objective} {number(best.objective)} (#{best.number})", 1))
-        parts.append(Part(eta(self._time_left(records, seen, waiting))))
+        parts.append(Part(eta(*self._time_left(records, seen, waiting))))
         head = f"{clock} {sum(record.ended for record in records)}/{self._total} trials"
         return Line(head, tuple(parts), self._fraction(records, seen))
 
@@ -87,23 +94,53 @@ class SweepLine:
         running = sum(progress.step / max(progress.total_steps, 1) for progress in seen.values())
         return (sum(record.ended for record in records) + running) / max(self._total, 1)
 
-    def _time_left(self, records: Sequence[TrialRecord], seen: Mapping[str, Progress], waiting: int) -> float | None:
-        """Seconds until the last trial ends; ``None`` while a trial that matters has no estimate of its own.
+    def _waiting(self, records: Sequence[TrialRecord]) -> list[int]:
+        """Trials of each level that have not begun, or are to go on. Those that a level lacks when the next one has
+        begun will never come: failures left fewer to promote."""
+        begun = max((record.fidelity or 0 for record in records), default=0)
+        waiting = []
+        for level, size in enumerate(self._levels):
+            own = [record for record in records if (record.fidelity or 0) == level]
+            new = max(size - len(own), 0) if level >= begun else 0
+            waiting.append(new + sum(record.state == "interrupted" for record in own))
+        return waiting
 
-        Waiting trials are expected to take as long as those that ended, early stops included; before there are any,
-        as long as the running ones will take.
+    def _time_left(
+        self, records: Sequence[TrialRecord], seen: Mapping[str, Progress], waiting: Sequence[int]
+    ) -> tuple[float | None, bool]:
+        """Seconds until the last trial ends (``None`` while a trial that matters has no estimate of its own), and
+        whether that is a lower bound.
+
+        Waiting trials are expected to take as long as those of their level that ended, early stops included; before
+        there are any, as long as the running ones will take. A level begins when the one below has ended. Of one that
+        has not begun, trials take at least as long as those of the level below.
         """
-        now = time.time()
-        running = [record for record in records if record.state == "running"]
-        spent = {record.trial_id: record.seconds + now - (record.started or now) for record in running}
+        whole, typical, is_bound = 0.0, None, False
         left = {trial_id: seconds for trial_id, p in seen.items() if (seconds := p.eta_s) is not None}
-        lengths = [record.seconds for record in records if record.state in ("done", "stopped")]
-        lengths = lengths or [spent[trial_id] + left[trial_id] for trial_id in left]
-        typical = sum(lengths) / len(lengths) if lengths else None
-        if typical is None:
-            return None if running or waiting else 0.0
-        remaining = [left.get(trial_id, max(typical - spent[trial_id], 0.0)) for trial_id in spent]
-        return makespan(remaining, [typical] * waiting, self._concurrent)
+        for level, more in enumerate(waiting):
+            own = [record for record in records if (record.fidelity or 0) == level]
+            spent = _spent(own)
+            lengths = [record.seconds for record in own if record.state in ("done", "stopped")]
+            lengths = lengths or [spent[trial_id] + left[trial_id] for trial_id in spent if trial_id in left]
+            typical = sum(lengths) / len(lengths) if lengths else typical
+            if typical is None and (spent or more):
+                return None, False
+            is_bound = is_bound or bool(not lengths and (spent or more) and level)
+            remaining = [
+                left.get(trial_id, max((typical or 0.0) - seconds, 0.0)) for trial_id, seconds in spent.items()
+            ]
+            whole += makespan(remaining, [typical or 0.0] * more, self._concurrent)
+        return whole, is_bound
+
+
+def _spent(records: Sequence[TrialRecord]) -> dict[str, float]:
+    """Seconds of the running trials until now, by their ids."""
+    now = time.time()
+    return {
+        record.trial_id: record.seconds + now - (record.started or now)
+        for record in records
+        if record.state == "running"
+    }
 
 
 def makespan(running: Sequence[float], waiting: Sequence[float], slots: int) -> float:
