@@ -120,7 +120,7 @@ def _fates(ledger: Ledger, fidelity: FidelityConfig) -> dict[str, str]:
     return {
         record.trial_id: ", promoted" if reached[keys[record.trial_id]] > record.fidelity else ", not promoted"
         for record in records
-        if record.fidelity is not None and record.fidelity < highest
+        if record.fidelity is not None and record.fidelity < highest and record.state != "failed"
     }
 
 
