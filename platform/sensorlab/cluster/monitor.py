@@ -14,6 +14,7 @@ from ray.tune import Callback, Stopper
 from sensorlab.cluster.files import ERROR, RESULT, STOPPED, write_json
 from sensorlab.cluster.ledger import Ledger, TrialRecord
 from sensorlab.cluster.lineage import place_of
+from sensorlab.cluster.search.options import FidelityConfig
 from sensorlab.cluster.sweep_config import decode_values, resolve
 from sensorlab.cluster.trial import ALREADY_STOPPED, FAILED, ORDER, TrialPlan
 from sensorlab.config import digest
@@ -21,7 +22,7 @@ from sensorlab.errors import UserError
 from sensorlab.experiment import experiment_from
 from sensorlab.report.ranking import searched
 from sensorlab.runs.sweep_runs import SweepRuns
-from sensorlab.runs.tags import FORKED_TAG, GENERATION_TAG, MEMBER_TAG
+from sensorlab.runs.tags import FIDELITY_TAG, FORKED_TAG, GENERATION_TAG, MEMBER_TAG
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class SweepDriver:
     runs: SweepRuns | None
     objective: str
     members: int | None = None  # of a population
+    fidelity: FidelityConfig | None = None
     given_up: str = ""  # why the sweep was ended before its time
     _last_event: float = field(default_factory=time.monotonic)
     _mirrored: str = ""  # id of the best trial that the sweep's own run shows
@@ -53,6 +55,7 @@ class SweepDriver:
         except UserError as error:  # each value is valid, this combination is not
             word |= {"config_digest": "", "error": str(error)}
         record = self.ledger.start(trial_id, values, word["config_digest"], run_dir)
+        record.fidelity = self.fidelity.level(values) if self.fidelity else None
         word |= {"number": record.number, "run_id": self._open_run(record)}
         record.run_id = word["run_id"]
         write_json(run_dir / ORDER, word)
@@ -67,6 +70,8 @@ class SweepDriver:
             tags = {GENERATION_TAG: str(generation), MEMBER_TAG: str(member)}
             donor = self.ledger.trials.get(record.forked_from or "")
             tags |= {FORKED_TAG: donor.run_id} if donor is not None and donor.run_id else {}
+        if record.fidelity is not None:
+            tags = {FIDELITY_TAG: str(record.fidelity)}
         params = searched(record.values)
         try:
             return self.runs.child(record.trial_id, name, params, log_scaled=self.plan.log_scaled, tags=tags)
@@ -93,9 +98,16 @@ class SweepDriver:
         if self.ledger.trials[trial_id].state == "failed":
             return
         self.ledger.report(trial_id, result)
+        self._mirror(trial_id)
+
+    def _mirror(self, reported: str = "") -> None:
+        """Show the best trial on the sweep's own run, if it is another one now or the one that has just reported.
+
+        The report of one repeat can make another one the best, by the mean of their configuration; and the end of a
+        trial can, where its level of fidelity counts from then on.
+        """
         best = self.ledger.best()
-        # The report of one repeat can make another one the best, by the mean of their configuration.
-        if best is None or (best.trial_id != trial_id and best.trial_id == self._mirrored):
+        if best is None or (best.trial_id != reported and best.trial_id == self._mirrored):
             return
         if self.runs is not None and best.run_id:
             self._mirrored = best.trial_id
@@ -108,6 +120,7 @@ class SweepDriver:
         run_dir = self.plan.run_dir(trial_id)
         if (run_dir / RESULT).exists():
             self.ledger.end(trial_id, "done")
+            self._mirror()
         else:
             reason = record.reason or "stopped"
             self.ledger.end(trial_id, "stopped", reason)

@@ -177,6 +177,19 @@ class SweepConfig(StrictModel):
             sizes.append(self.asha.survivors(sizes[-1]))
         return sizes
 
+    def describe(self, max_epochs: int | None) -> str:
+        """The trials of the sweep in words; ``max_epochs``: as above."""
+        trials = f"{self.total_trials(max_epochs)} trials"
+        if self.is_population:
+            return f"{self.num_trials} members, {trials}, one for each generation of a member"
+        if self.seeds > 1:
+            trials = f"{self.total_configurations} configurations with {self.seeds} seeds each, {trials}"
+        if self.fidelity is not None:
+            levels = zip(self.level_sizes, self.fidelity.values, strict=True)
+            parts = ", ".join(f"{size} at {canonical_json(value)}" for size, value in levels)
+            trials = f"{trials} (configurations by {self.fidelity.key}: {parts})"
+        return trials
+
     @property
     def stops_early(self) -> bool:
         """Whether the scheduler compares trials at the same epochs and stops some of them."""
