@@ -11,7 +11,9 @@ from sensorlab.errors import UserError
 from sensorlab.runs.attempts import FILE as ATTEMPTS_FILE
 from sensorlab.runs.links import run_link, ui_command
 from sensorlab.runs.query import RunIndex, StoredRun
+from sensorlab.runs.sweep_runs import leading_level
 from sensorlab.runs.table import aligned, duration, listed, number
+from sensorlab.runs.tags import FIDELITY_TAG
 
 SHORT_ID = 12
 
@@ -169,7 +171,8 @@ def _weights(checkpoint: Path) -> str:
 def best_of(index: RunIndex, text: str | None) -> StoredRun:
     """The best trial of the sweep that ``text`` names (default: the latest sweep), or the run itself.
 
-    Trials that measured with another protocol than most are no candidates.
+    It is the one that the sweep has noted as its best. If that is not in the store, it is the one with the best value
+    among those that compare: of the leading level of fidelity, and of the protocol of most of these.
 
     Raises:
         UserError: no such run, no sweep, or no trial with an objective.
@@ -180,6 +183,11 @@ def best_of(index: RunIndex, text: str | None) -> StoredRun:
     if sweep.role != "sweep":
         return sweep
     trials = [run for run in index.runs(parent=sweep) if run.best is not None]
+    noted = next((run for run in trials if run.run_id == sweep.tag("best_run_id")), None)
+    if noted is not None:
+        return noted
+    level = leading_level((_level(run), run.status) for run in trials)
+    trials = [run for run in trials if _level(run) == level]
     protocols = [run.protocol for run in trials]
     comparable = [run for run in trials if run.protocol == max(protocols, key=protocols.count)]
     if not comparable:
@@ -187,3 +195,7 @@ def best_of(index: RunIndex, text: str | None) -> StoredRun:
     if len(comparable) < len(trials):
         print(f"{len(trials) - len(comparable)} trials measured with another protocol than most; they do not compare")
     return in_order(comparable, "objective")[0]
+
+
+def _level(run: StoredRun) -> int:
+    return int(run.tags.get(FIDELITY_TAG, 0))

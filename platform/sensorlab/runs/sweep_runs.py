@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,7 @@ from sensorlab.runs.overview import describe
 from sensorlab.runs.recorder import RunRecorder, RunStatus
 from sensorlab.runs.store import Store
 from sensorlab.runs.table import number
-from sensorlab.runs.tags import PARENT_TAG, PROTOCOL_TAG, ROLE_TAG, SWEEP_TAG, TRIAL_TAG
+from sensorlab.runs.tags import FIDELITY_TAG, PARENT_TAG, PROTOCOL_TAG, ROLE_TAG, SWEEP_TAG, TRIAL_TAG
 from sensorlab.runs.views import common_images, publish_sweep_view
 
 if TYPE_CHECKING:
@@ -57,6 +57,11 @@ class TrialRun:
     tags: Mapping[str, str]
     duration_s: float
     protocol: str = field(default="")
+
+    @property
+    def level(self) -> int:
+        """Of fidelity; 0 where a sweep has no levels."""
+        return int(self.tags.get(FIDELITY_TAG, 0))
 
 
 class SweepRuns:
@@ -199,21 +204,36 @@ class SweepRuns:
 def rank(trials: Collection[TrialRun], mode: Mode) -> list[TrialRun]:
     """Best objective first, then trials without one, each by trial id.
 
-    Trials whose metrics follow another protocol than most come last and a warning names them: their numbers do not
+    Levels of fidelity do not compare: :func:`leading_level` comes first, then the others, highest first. Trials whose
+    metrics follow another protocol than most of their level come last and a warning names them: their numbers do not
     compare (see :mod:`sensorlab.metrics.base`).
     """
-    protocols = [trial.protocol for trial in trials if not math.isnan(trial.objective)]
-    common = max(dict.fromkeys(protocols), key=protocols.count) if protocols else ""
-    odd = sorted(t.trial_id for t in trials if not math.isnan(t.objective) and t.protocol != common)
+    measured = [trial for trial in trials if not math.isnan(trial.objective)]
+    odd: list[str] = []
+    for level in {trial.level for trial in measured}:
+        own = [trial for trial in measured if trial.level == level]
+        protocols = [trial.protocol for trial in own]
+        common = max(dict.fromkeys(protocols), key=protocols.count)
+        odd += [trial.trial_id for trial in own if trial.protocol != common]
     if odd:
-        logger.warning("trials %s measured with another protocol than the rest; they are listed last", ", ".join(odd))
+        named = ", ".join(sorted(odd))
+        logger.warning("trials %s measured with another protocol than the rest; they are listed last", named)
+    first = leading_level((trial.level, trial.status) for trial in measured)
     sign = -1.0 if mode == "max" else 1.0
 
-    def key(trial: TrialRun) -> tuple[bool, bool, float, str]:
-        missing = math.isnan(trial.objective)
-        return (missing, trial.trial_id in odd, 0.0 if missing else sign * trial.objective, trial.trial_id)
+    def key(trial: TrialRun) -> tuple[bool, bool, bool, int, float, str]:
+        missing, is_odd = math.isnan(trial.objective), trial.trial_id in odd
+        value = 0.0 if missing else sign * trial.objective
+        return missing, is_odd, trial.level != first, -trial.level, value, trial.trial_id
 
     return sorted(trials, key=key)
+
+
+def leading_level(levels: Iterable[tuple[int, str]]) -> int:
+    """The highest level of (level, status) at which a trial has finished; without one the highest."""
+    known = list(levels)
+    finished = [level for level, status in known if status == "FINISHED"]
+    return max(finished or [level for level, _ in known], default=0)
 
 
 def _find_or_create(

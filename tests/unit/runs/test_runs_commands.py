@@ -122,6 +122,18 @@ def test_diff_names_settings_and_protocols_that_differ(call: Call) -> None:
     ]
 
 
+@pytest.mark.parametrize("noted", [True, False])
+def test_best_is_what_the_sweep_has_noted_or_of_the_leading_level(
+    call: Call, filled: tuple[str, dict[str, str]], noted: bool
+) -> None:
+    client, (run, key) = open_client(filled[0]), ("the-sweep", "best_run_id") if noted else ("worse", "fidelity")
+    client.set_tag(filled[1][run], f"sensorlab.{key}", filled[1]["worse"] if noted else "1")
+    try:
+        assert f"{filled[1]['worse']} (worse, finished)" in call("best", "the-sweep")
+    finally:
+        client.delete_tag(filled[1][run], f"sensorlab.{key}")
+
+
 def test_best_leaves_out_what_does_not_compare(call: Call, filled: tuple[str, dict[str, str]]) -> None:
     for arguments in (["the-sweep"], []):
         said = call("best", *arguments)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import logging
 import math
@@ -16,8 +17,8 @@ from sensorlab.runs import links
 from sensorlab.runs.client import open_client
 from sensorlab.runs.recorder import RunRecorder
 from sensorlab.runs.store import Store
-from sensorlab.runs.sweep_runs import SweepRuns, TrialRun, rank
-from sensorlab.runs.tags import PROTOCOL_TAG
+from sensorlab.runs.sweep_runs import SweepRuns, TrialRun, leading_level, rank
+from sensorlab.runs.tags import FIDELITY_TAG, PROTOCOL_TAG
 from sensorlab.runs.views import common_images, sweep_view, varying_params
 
 Open = Callable[..., SweepRuns]
@@ -125,6 +126,21 @@ def test_ranking_keeps_protocols_apart(caplog: pytest.LogCaptureFixture) -> None
     assert "trials b measured with another protocol" in caplog.text
     assert [t.trial_id for t in rank(trials, "min")] == ["a", "c", "b", "d"]
     assert PROTOCOL_TAG == "sensorlab.protocol"
+
+
+def test_ranking_keeps_levels_of_fidelity_apart(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [("a", 0.9, 0), ("b", 0.8, 0), ("c", 0.7, 0), ("d", 0.3, 1), ("e", 0.4, 1), ("f", 0.1, 2)]
+    protocols = ["small", "large", "large"]  # what a level measures may depend on it
+    trials = [
+        dataclasses.replace(trial(name, value, protocols[level]), tags={FIDELITY_TAG: str(level)})
+        for name, value, level in rows
+    ]
+    with caplog.at_level(logging.WARNING):
+        assert [t.trial_id for t in rank(trials, "max")] == ["f", "e", "d", "a", "b", "c"]
+        begun = [*trials[:5], dataclasses.replace(trials[5], status="RUNNING")]
+        assert [t.trial_id for t in rank(begun, "max")] == ["e", "d", "f", "a", "b", "c"]
+    assert not caplog.text
+    assert leading_level([(0, "KILLED"), (1, "KILLED")]) == 1
 
 
 def test_links_open_the_page_that_shows_the_sweep() -> None:
