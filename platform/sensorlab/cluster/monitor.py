@@ -103,8 +103,8 @@ class SweepDriver:
     def _mirror(self, reported: str = "") -> None:
         """Show the best trial on the sweep's own run, if it is another one now or the one that has just reported.
 
-        The report of one repeat can make another one the best, by the mean of their configuration; and the end of a
-        trial can, where its level of fidelity counts from then on.
+        The report of one repeat can make another one the best, by the mean of their configuration. So can the end of a
+        trial: its level of fidelity counts from then on; or it has failed, and no longer counts itself.
         """
         best = self.ledger.best()
         if best is None or (best.trial_id != reported and best.trial_id == self._mirrored):
@@ -120,12 +120,12 @@ class SweepDriver:
         run_dir = self.plan.run_dir(trial_id)
         if (run_dir / RESULT).exists():
             self.ledger.end(trial_id, "done")
-            self._mirror()
         else:
             reason = record.reason or "stopped"
             self.ledger.end(trial_id, "stopped", reason)
             if record.state == "stopped":
                 write_json(run_dir / STOPPED, {"reason": reason, "epoch": record.epoch})
+        self._mirror()
 
     def crashed(self, trial_id: str, sampled: Mapping[str, Any], reason: str, restarts: bool) -> None:
         """The process of a trial has died or raised; Tune starts it again if it may."""
@@ -134,6 +134,7 @@ class SweepDriver:
         if restarts:
             self.ledger.trials[trial_id].restarts += 1
         self.ledger.end(trial_id, "interrupted" if restarts else "failed", reason)
+        self._mirror()
 
     def gives_up(self) -> bool:
         """Whether going on makes no sense; ``given_up`` then says why. Asked several times a second."""
