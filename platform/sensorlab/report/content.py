@@ -45,6 +45,9 @@ class Trial:
         protocols: reported name to its definition.
         rungs: epoch of a rung of the scheduler to the objective there; infinite for a value that was no number.
         stopped_at: epoch of the rung at which the scheduler ended the trial.
+        position: of its configuration in the search.
+        forked_from: id of the trial from whose last checkpoint it went on.
+        last_objective: at the latest evaluation.
         fidelity: level of the trial in a sweep that promotes configurations along a key, 0 for the cheapest.
         seconds: wall time of all attempts.
         clock: seconds of the loop by what they went to, from the newest checkpoint.
@@ -68,6 +71,9 @@ class Trial:
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rungs: Mapping[float, float] = field(default_factory=dict)
     stopped_at: float | None = None
+    position: int | None = None
+    forked_from: str | None = None
+    last_objective: float | None = None
     fidelity: int | None = None
     seconds: float = 0.0
     restarts: int = 0
@@ -105,6 +111,12 @@ class Sweep:
     tracking_uri: str | None = None
     parent_run_id: str | None = None
     notes: tuple[str, ...] = ()  # what could not be read, for the reader of the report
+
+    @property
+    def members(self) -> int | None:
+        """Size of the population; ``None`` for other searches."""
+        count = self.search.get("num_trials")
+        return count if self.search.get("algorithm") in ("pbt", "pb2") and isinstance(count, int) and count else None
 
     def with_notes(self, *notes: str) -> Sweep:
         return replace(self, notes=(*self.notes, *notes))

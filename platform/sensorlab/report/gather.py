@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from sensorlab.cluster.table import short_keys
 from sensorlab.report.content import Panel, Sweep, Trial, text_key
 from sensorlab.report.importance import Importances, importances
+from sensorlab.report.lineage import Population
 from sensorlab.report.pictures import panels_of
-from sensorlab.report.ranking import Configuration, Ranking, rankings, varying
+from sensorlab.report.ranking import ASSIGNED, Configuration, Ranking, rankings, varying
 from sensorlab.report.read import read_sweep
 from sensorlab.report.recorded import completed, open_tracking_client
 from sensorlab.report.result_tables import ResultTable, tables_of
+from sensorlab.runs.table import number
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -55,6 +57,37 @@ class Report:
     @property
     def main(self) -> Ranking | None:
         return self.rankings[0] if self.rankings else None
+
+    @property
+    def population(self) -> Population | None:
+        """The trials as generations of members, where the sweep is a population and something was measured."""
+        members = self.sweep.members
+        placed = tuple(trial for trial in self.sweep.trials if trial.position is not None)
+        if members is None or self.main is None or not placed:
+            return None
+        names = {key: self.names[key] for key in self.keys}
+        best = self.main.configurations[0].trials[0]
+        return Population(placed, members, best, names, self.sweep.objective, self.sweep.mode)
+
+    def level_name(self, ranking: Ranking) -> str:
+        """``level 1 of 3: data.train_fraction = 0.5``."""
+        fidelity = self.sweep.search.get("fidelity") or {}
+        key = str(fidelity.get("key", "?"))
+        value = number(ranking.trials[0].values.get(key))
+        return f"level {(ranking.fidelity or 0) + 1} of {len(fidelity.get('values', ()))} ({key} = {value})"
+
+    def promotion(self, configuration: Configuration) -> str:
+        """The trials with which a configuration went on at the next level."""
+        key = str((self.sweep.search.get("fidelity") or {}).get("key"))
+        level = (configuration.trials[0].fidelity or 0) + 1
+        own = {name: value for name, value in configuration.values.items() if name != key}
+        found = [
+            f"#{trial.number}"
+            for trial in self.sweep.trials
+            if trial.fidelity == level
+            and {name: v for name, v in trial.values.items() if name not in (key, *ASSIGNED)} == own
+        ]
+        return f"went on as {' '.join(found)}" if found else "–"
 
     @property
     def keys(self) -> list[str]:

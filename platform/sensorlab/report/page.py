@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sensorlab import __version__
-from sensorlab.report import charts, result_tables, tables
+from sensorlab.report import charts, lineage, result_tables, tables
 from sensorlab.report.charts import PHASES, phase_name
 from sensorlab.report.content import Trial
 from sensorlab.report.distinguish import ALPHA
@@ -18,6 +18,7 @@ from sensorlab.report.importance import CONTROL, ENOUGH_PER_KEY
 from sensorlab.report.markup import Markup, el, join
 from sensorlab.report.parallel import MAX_AXES, MAX_LINES, parallel_coordinates
 from sensorlab.report.pictures import series
+from sensorlab.report.ranking import leading
 from sensorlab.report.script import SCRIPT
 from sensorlab.report.style import CSS
 from sensorlab.report.summary import banner, decision, facts, plural, with_spread
@@ -73,7 +74,9 @@ def _sections(report: Report) -> list[tuple[str, str, Any] | None]:
     return [
         ("decision", "Decision", decision(report)),
         _ranking(report),
-        _other_rankings(report),
+        _other_levels(report),
+        _other_protocols(report),
+        _lineage(report),
         _curves(report),
         _cost(report),
         _search_space(report),
@@ -95,26 +98,77 @@ def _ranking(report: Report) -> tuple[str, str, Any] | None:
         "“(+1)” counts repeats that are left out because they trained for fewer epochs or repeat a seed. Click a "
         "column's name to sort; point at a row to find it in the charts, click its configuration to keep it there."
     )
-    return "ranking", "Ranking", [el("p", note, class_="note"), tables.ranking_table(report, report.main)]
+    further: dict[str, tables.Column] = {}
+    population = report.population
+    if population is not None:
+        note += " Each trial is one generation of one member of the population."
+        further = {
+            "generation": lambda configuration: str(population.generation(configuration.trials[0])),
+            "member": lambda configuration: str(population.member(configuration.trials[0])),
+            "from": lambda configuration: population.origin(configuration.trials[0]),
+        }
+    parts = [el("p", note, class_="note"), tables.ranking_table(report, report.main, further)]
+    if report.main.fidelity is not None:
+        parts.insert(0, el("p", f"Ranked are the trials of {report.level_name(report.main)}."))
+    return "ranking", "Ranking", parts
 
 
-def _other_rankings(report: Report) -> tuple[str, str, Any] | None:
-    if len(report.rankings) < 2:
+def _other_levels(report: Report) -> tuple[str, str, Any] | None:
+    """Trials with another value of the fidelity's key: each level has an order of its own."""
+    levels = [ranking for ranking in leading(report.rankings) if ranking is not report.main]
+    if not levels:
         return None
+    text = (
+        "Cheaper trials say which configurations are worth a dearer one. What they measured does not compare with the "
+        "ranking above, nor do the levels with each other. “then”: where the configuration went on."
+    )
+    parts: list[Any] = [el("p", text, class_="note")]
+    for ranking in levels:
+        parts.append(el("h3", f"{report.level_name(ranking)}: {plural(len(ranking.trials), 'trial')}"))
+        parts.append(tables.ranking_table(report, ranking, {"then": report.promotion}))
+    return "levels", "Other levels", parts
+
+
+def _other_protocols(report: Report) -> tuple[str, str, Any] | None:
     objective = report.sweep.objective
-    first = report.rankings[0].definition(objective)
-    parts: list[Any] = [
-        el(
-            "p",
-            f"These trials measured {objective} by another protocol than the {len(report.rankings[0].trials)} ranked "
-            "above: the numbers are answers to different questions, so there is no order between the tables.",
-        )
-    ]
-    for ranking in report.rankings[1:]:
-        parts.append(el("h3", f"{plural(len(ranking.trials), 'trial')} by protocol {ranking.protocol or '(unknown)'}"))
-        parts.append(tables.protocol_difference(first, ranking.definition(objective)))
-        parts.append(tables.ranking_table(report, ranking))
+    compared = {ranking.fidelity: ranking for ranking in leading(report.rankings)}
+    others = [ranking for ranking in report.rankings if ranking is not compared[ranking.fidelity]]
+    if not others:
+        return None
+    parts: list[Any] = []
+    for ranking in others:
+        level = compared[ranking.fidelity]
+        at = "" if ranking.fidelity is None else f" of {report.level_name(ranking)}"
+        parts += [
+            el("h3", f"{plural(len(ranking.trials), 'trial')} by protocol {ranking.protocol or '(unknown)'}"),
+            el(
+                "p",
+                f"They measured {objective} by another protocol than the {len(level.trials)} ranked above{at}: the "
+                "numbers are answers to different questions, so there is no order between the tables.",
+            ),
+            tables.protocol_difference(level.definition(objective), ranking.definition(objective)),
+            tables.ranking_table(report, ranking),
+        ]
     return "other-protocols", "Measured differently", parts
+
+
+def _lineage(report: Report) -> tuple[str, str, Any] | None:
+    population = report.population
+    if population is None:
+        return None
+    note = (
+        "A dot per trial, the darker (on dark pages: the brighter) the better within its generation, with its "
+        "objective at the end of the generation, which is what decides. Grey: a member went on from its own "
+        "checkpoint. Arrow: it took over the checkpoint of a better member, with other values. Blue: the way to the "
+        f"best trial (#{population.winner.number}, ringed)."
+    )
+    values = "Dots: all trials. Line: the values along the way to the best trial."
+    parts = [el("p", note, class_="note"), lineage.lineage_chart(population, report.labels)]
+    parts += [el("h3", f"How #{population.winner.number} came about"), lineage.path_table(population)]
+    if population.names:
+        parts += [el("h3", "Values over the generations"), el("p", values, class_="note")]
+        parts.append(lineage.value_paths(population, report.sweep.dimensions))
+    return "lineage", "Lineage", parts
 
 
 def _ranked_trials(report: Report) -> list[Trial]:

@@ -6,6 +6,7 @@ cut off. Keys that this version does not know are ignored: reports of older and 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from sensorlab.cluster.files import read_json
 from sensorlab.cluster.lease import DRIVER, is_held
 from sensorlab.cluster.plans import SWEEP
 from sensorlab.cluster.search.space import combinations
+from sensorlab.cluster.sweep_config import load_sweep
+from sensorlab.engine.duration import Duration
 from sensorlab.errors import UserError
 from sensorlab.report.content import Dimension, Mode, Status, Sweep
 from sensorlab.report.read_trial import read_trial
@@ -46,7 +49,7 @@ def read_sweep(directory: Path, *, ended: bool = False, now: float | None = None
     entries = ledger.get("trials", [])
     trials = [read_trial(entry, directory, base, objective, is_live, now) for entry in entries]
     trials.sort(key=lambda trial: trial.number)
-    expected = expected_trials(search)
+    expected = expected_trials(search, (base.get("train") or {}).get("duration"))
     # At its end a sweep has no outcome yet, or that of an earlier attempt.
     outcome = {} if ended else read_json(directory / "outcome.json") or {}
     return Sweep(
@@ -75,11 +78,14 @@ def _ledger(directory: Path) -> dict[str, Any]:
     return ledger
 
 
-def expected_trials(search: Mapping[str, Any]) -> int | None:
-    """Trials that the sweep section asks for: the grid's size, or the stated number; times its repeats if it has any.
+def expected_trials(search: Mapping[str, Any], duration: Any = None) -> int | None:
+    """Trials that the sweep section asks for, if none fails; ``duration`` of a training, which a population divides.
 
-    The section is validated where a sweep starts. Here it is only read, so that other versions' sections do too.
+    The section is validated where a sweep starts. Sections of other versions, which may not pass here, count as grid
+    or as the stated number, times their repeats.
     """
+    with contextlib.suppress(UserError):
+        return load_sweep(search).total_trials(_epochs(duration))
     space = search.get("space") or {}
     count = search.get("num_trials")
     if search.get("algorithm") == "grid":
@@ -89,6 +95,13 @@ def expected_trials(search: Mapping[str, Any]) -> int | None:
     if not (isinstance(count, int) and count > 0 and isinstance(seeds, int) and seeds > 0):
         return None
     return count * seeds
+
+
+def _epochs(duration: Any) -> int | None:
+    with contextlib.suppress(ValueError):
+        parsed = Duration.parse(duration)
+        return parsed.count if parsed.unit == "epochs" else None
+    return None
 
 
 def _dimension(key: str, spec: Mapping[str, Any]) -> Dimension:

@@ -102,6 +102,11 @@ table.result { width: auto; } .result td, .result th { padding: 4px 12px; }
   fill: var(--c, var(--ink)); }
 .point .mark { fill: var(--c); fill-opacity: .8; stroke: var(--card); stroke-width: 1; }
 .front { fill: none; stroke: var(--soft); stroke-dasharray: 6 4; }
+.fork path { fill: none; stroke: var(--line); stroke-width: 2; } .fork.exploit path { stroke: var(--s1); }
+.fork .head { fill: var(--s1); stroke: none; } .fork.exploit.won .head { fill: var(--s0); stroke: none; }
+.fork.won path { stroke: var(--s0); stroke-width: 4; } .tree .stop { stroke: var(--rest); stroke-width: 2.4; }
+.tree .mark { fill-opacity: 1; stroke: var(--soft); } .ring { fill: none; stroke: var(--s0); stroke-width: 3; }
+.spot { fill: var(--rest); fill-opacity: .7; } .way.won { fill: none; stroke: var(--s0); stroke-width: 3; }
 .bar { fill: var(--s0); } .bar.control { fill: var(--faint); stroke: var(--soft); stroke-dasharray: 3 2; }
 .range { stroke: var(--ink); stroke-width: 1.6; fill: none; } .spark .mark { fill: var(--s0); fill-opacity: .75; }
 .spark { display: block; }

@@ -12,7 +12,7 @@ from sensorlab.report.content import Sweep, text_key
 from sensorlab.report.distinguish import ALPHA
 from sensorlab.report.gather import Report
 from sensorlab.report.markup import Markup, el, join
-from sensorlab.report.ranking import Configuration, Ranking
+from sensorlab.report.ranking import Configuration, Ranking, leading
 from sensorlab.report.tables import value_text
 
 _STANDING = {
@@ -164,14 +164,24 @@ def cautions(report: Report, main: Ranking) -> list[str]:
     """What makes the numbers of the ranking less than they seem."""
     texts = []
     best = main.configurations[0]
-    if len(report.rankings) > 1:
+    by_level = leading(report.rankings)
+    elsewhere = sum(len(ranking.trials) for ranking in report.rankings if ranking not in by_level)
+    if elsewhere:
         texts.append(
-            f"{plural(sum(len(ranking.trials) for ranking in report.rankings[1:]), 'trial')} measured by another "
-            "protocol, listed apart: those numbers do not compare with these."
+            f"{plural(elsewhere, 'trial')} measured by another protocol, listed apart: those numbers do not compare "
+            "with these."
         )
+    if report.population is not None:
+        texts.append(
+            "The values are those of the last generation only: what they were before, and on whose checkpoints it "
+            "stands, is under Lineage. A training with these values from its start is another experiment."
+        )
+    if len(by_level) > 1:
+        lower = plural(sum(len(ranking.trials) for ranking in by_level[1:]), "trial")
+        texts.append(f"The best is from {report.level_name(main)}; {lower} of other levels are listed apart.")
     compared = zip(main.configurations[1:], main.differences, strict=True)
     longer = [configuration for configuration, difference in compared if difference.is_longer]
-    if longer:
+    if longer and not report.sweep.members:  # a generation of a population is as long as its place says
         names = ", ".join(configuration.label for configuration in longer[:12]) + (" …" if len(longer) > 12 else "")
         texts.append(
             f"The best configuration trained for {plural(best.epoch, 'epoch')} only; {names} trained longer, up to "

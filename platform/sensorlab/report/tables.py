@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sensorlab.cluster.table import duration, number
@@ -17,18 +17,26 @@ from sensorlab.report.scales import Scale, scale_of
 _MAX_OTHERS = 200  # configurations in the table of differences
 
 
-def ranking_table(report: Report, ranking: Ranking) -> Markup:
-    """Configurations with the mean, the spread and the number of their repeats, best first."""
+Column = Callable[[Configuration], str]
+
+
+def ranking_table(report: Report, ranking: Ranking, further: Mapping[str, Column] | None = None) -> Markup:
+    """Configurations with the mean, the spread and the number of their repeats, best first.
+
+    Args:
+        further: name to content of more columns, which stand before the values.
+    """
+    further = further or {}
     metrics = further_metrics(ranking, report.sweep.objective)
     keys = report.keys
     values = [value for configuration in ranking.configurations for value in configuration.objectives]
     scale = scale_of(values, 6, 104)
     mixed = [name for name in metrics if _is_mixed(ranking, name)]
     header = ["rank", "config", f"mean {report.sweep.objective}", "± sd", "n", "epochs", "repeats", "against the best"]
-    header += [report.names[key] for key in keys] + ["time", "trials"]
+    header += [*further, *(report.names[key] for key in keys), "time", "trials"]
     header += [f"{name} *" if name in mixed else name for name in metrics]
     rows = [
-        _ranking_row(configuration, place, ranking.difference(place), keys, metrics, scale, report)
+        _ranking_row(configuration, place, ranking, keys, metrics, scale, report, further)
         for place, configuration in enumerate(ranking.configurations)
     ]
     same = ", ".join(f"{report.names[k]} = {value_text(v)}" for k, v in report.constants.items() if k not in keys)
@@ -44,26 +52,29 @@ def ranking_table(report: Report, ranking: Ranking) -> Markup:
 def _ranking_row(
     configuration: Configuration,
     place: int,
-    difference: Difference | None,
+    ranking: Ranking,
     keys: Sequence[str],
     metrics: Sequence[str],
     scale: Scale,
     report: Report,
+    further: Mapping[str, Column],
 ) -> Markup:
     deviation = configuration.deviation
     count = len(configuration.compared)
     left_out = len(configuration.trials) - count
     trial = configuration.typical
+    colour = series_class(place) if ranking is report.main else "rest"  # the charts draw the main ranking alone
     cells = [
         number_cell(str(place + 1), place + 1),
-        el("th", el("span", "", class_=f"swatch {series_class(place)}"), _pick(configuration), scope="row"),
+        el("th", el("span", "", class_=f"swatch {colour}"), _pick(configuration), scope="row"),
         number_cell(number(configuration.mean), configuration.mean),
         number_cell("–" if deviation is None else f"{deviation:.2g}", deviation),
         number_cell(f"{count}" + (f" (+{left_out})" if left_out else ""), count),
         number_cell(str(trial.epoch), trial.epoch),
         el("td", _dots(configuration, scale)),
-        _against(difference),
+        _against(ranking.difference(place)),
     ]
+    cells += [el("td", content(configuration)) for content in further.values()]
     cells += [_value_cell(configuration.values.get(key)) for key in keys]
     states = {state: sum(t.state == state for t in configuration.trials) for state in ("done", "stopped")}
     other = len(configuration.trials) - sum(states.values())

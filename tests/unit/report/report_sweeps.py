@@ -22,6 +22,7 @@ SPACE = {
 def experiment(**changes: Any) -> dict[str, Any]:
     """A small complete experiment as plain data; nothing of the report depends on its keys."""
     tree: dict[str, Any] = {"name": "toy", "seed": 0, "optim": {"lr": 1e-3, "weight_decay": 0.0}}
+    tree["train"] = {"duration": "4 epochs"}
     return {**tree, "task": {"name": "toy", "encoder": "res18", "lidar": False}, **changes}
 
 
@@ -185,3 +186,64 @@ def _raced(
     )
     write_trial(entry, curve, panels=2)
     return entry
+
+
+def population(directory: Path, members: int = 4, generations: int = 4) -> Path:
+    """A population whose every generation's worst member goes on from the best one's checkpoint, with half its rate.
+
+    Member 1 has failed in generation 1. Objectives are made up by a formula; the lower the rate, the better.
+    """
+    entries: list[dict[str, Any]] = []
+    rates = [10 ** -(2 + 0.3 * member) for member in range(members)]
+    donors: list[int | None] = [None] * members
+    for generation in range(generations):
+        ends = []
+        for member in range(members):
+            number = generation * members + member
+            failed = (generation, member) == (1, 1)
+            value = 0.1 * (generation + 1) - math.log10(rates[member]) / 20
+            values: dict[str, Any] = {"optim.lr": rates[member], "task.encoder": "res18", "train.until": generation + 1}
+            donor = donors[member]
+            if donor is not None:
+                values["train.fork.checkpoint"] = f"{directory}/trials/t_{donor:05d}/checkpoints/step"
+            lost = {"state": "failed", "objective": None, "last_objective": None, "reason": "no memory"}
+            measured = {"objective": value + 0.001, "last_objective": value}
+            entries.append(
+                trial_entry(
+                    directory,
+                    number,
+                    values=values,
+                    position=number,
+                    epoch=generation + 1,
+                    forked_from=None if donor is None else f"t_{donor:05d}",
+                    **(lost if failed else measured),
+                )
+            )
+            if not failed:
+                write_trial(entries[-1], [value + 0.001, value])
+            ends.append(-math.inf if failed else value)
+        best, worst = int(np.argmax(ends)), int(np.argmin(ends))
+        donors = [generation * members + (best if member == worst else member) for member in range(members)]
+        rates = [rates[best] / 2 if member == worst else rates[member] for member in range(members)]
+    space = {"optim.lr": {"loguniform": [1e-5, 1e-1]}, "task.encoder": {"choice": ["res18", "res50"]}}
+    options = {"algorithm": "pbt", "scheduler": "none", "num_trials": members}
+    return write_sweep(directory, entries, space=space, **options)
+
+
+def levels(directory: Path) -> Path:
+    """A sweep along ``data.train_fraction``: four configurations at the first level, two at the second, one at the
+    last; one trial of the first was measured by another protocol, and what is cheapest has the highest numbers."""
+    fractions = (0.25, 0.5, 1.0)
+    plan = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 1), (1, 3), (2, 3)]  # level, configuration
+    entries = []
+    for number, (level, configuration) in enumerate(plan):
+        values = {"optim.lr": 0.1 * (configuration + 1), "data.train_fraction": fractions[level]}
+        objective = 0.9 - 0.2 * level + 0.01 * configuration
+        odd = "p9" if (level, configuration) == (0, 0) else f"p{level}"
+        entry = trial_entry(
+            directory, number, values=values, fidelity=level, objective=objective, epoch=1, protocol=odd
+        )
+        write_trial(entry, [objective], protocol={**PROTOCOL, "threshold": 0.3 if odd == "p9" else 0.5})
+        entries.append(entry)
+    fidelity = {"key": "data.train_fraction", "values": list(fractions)}
+    return write_sweep(directory, entries, fidelity=fidelity, num_trials=4, asha={"reduction": 2})

@@ -237,7 +237,7 @@ def test_keys_that_differ_though_nobody_searched_them(tmp_path):
         write_trial(entry, [0.1])
     path = Path(entries[1]["run_dir"]) / "checkpoints" / "step-00000010" / "state.json"
     state = json.loads(path.read_text())
-    state["config"]["train"] = {"clip": 5.0}
+    state["config"]["train"]["clip"] = 5.0
     state["provenance"]["code"] = "another"
     path.write_text(json.dumps(state))
     page = plain(page_of(write_sweep(tmp_path, entries)))
