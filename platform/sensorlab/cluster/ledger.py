@@ -19,7 +19,7 @@ State = Literal["running", "done", "stopped", "failed", "interrupted"]
 class TrialRecord:
     """One trial.
 
-    ``done`` trained to the end of its budget, ``stopped`` was ended early by the scheduler or the time budget,
+    ``done`` trained to the end of its budget, ``stopped`` was ended early by the scheduler or by a budget of the sweep,
     ``interrupted`` was running when the driver ended and continues with ``--resume``.
     """
 
@@ -65,6 +65,7 @@ class Ledger:
         saved = read_json(path) or {}
         self.is_exhausted: bool = saved.get("is_exhausted", False)  # the search has nothing more to propose
         self.seconds: float = saved.get("seconds", 0.0)  # wall time of all drivers
+        self.ended: str = saved.get("ended", "")  # why the sweep was ended before all of its trials
         self._positions: dict[str, int] = {}  # of the trials that were proposed, also of those that have not started
         for entry in saved.get("trials", []):
             record = TrialRecord(**entry)
@@ -189,6 +190,7 @@ class Ledger:
             "mode": self.mode,
             "is_exhausted": self.is_exhausted,
             "seconds": self.seconds,
+            "ended": self.ended,
             "trials": [asdict(record) for record in self.trials.values()],
         }
         write_json(self.path, content)

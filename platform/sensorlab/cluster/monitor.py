@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback, Stopper
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.tune.search.search_generator import SearchGenerator
 
 from sensorlab.cluster.files import ERROR, RESULT, STOPPED, write_json
 from sensorlab.cluster.ledger import Ledger, TrialRecord
 from sensorlab.cluster.lineage import place_of
 from sensorlab.cluster.search.options import FidelityConfig
+from sensorlab.cluster.search.stopping import EarlyStopping
+from sensorlab.cluster.sweep_budget import SweepBudget
 from sensorlab.cluster.sweep_config import decode_values, resolve
 from sensorlab.cluster.trial import ALREADY_STOPPED, FAILED, ORDER, TrialPlan
 from sensorlab.config import digest
@@ -30,6 +35,10 @@ _HOPELESS = 3  # failed trials without a single report of any trial: the cause i
 _STALL_S = 900.0  # no trial starts, reports or ends although none is running: Tune waits for something that was lost
 
 
+class SweepEnded(Exception):
+    """Raised in Tune's loop to leave it as an interruption does: what it has saved can be gone on with."""
+
+
 @dataclass
 class SweepDriver:
     """What the driver of a sweep holds while it runs."""
@@ -38,9 +47,11 @@ class SweepDriver:
     ledger: Ledger
     runs: SweepRuns | None
     objective: str
+    budget: SweepBudget
     members: int | None = None  # of a population
     fidelity: FidelityConfig | None = None
     given_up: str = ""  # why the sweep was ended before its time
+    _held: set[str] = field(default_factory=set)  # ids of trials that wait with their next epoch for ever
     _last_event: float = field(default_factory=time.monotonic)
     _mirrored: str = ""  # id of the best trial that the sweep's own run shows
 
@@ -56,6 +67,7 @@ class SweepDriver:
             word |= {"config_digest": "", "error": str(error)}
         record = self.ledger.start(trial_id, values, word["config_digest"], run_dir)
         record.fidelity = self.fidelity.level(values) if self.fidelity else None
+        self._held.discard(trial_id)
         word |= {"number": record.number, "run_id": self._open_run(record)}
         record.run_id = word["run_id"]
         write_json(run_dir / ORDER, word)
@@ -136,8 +148,26 @@ class SweepDriver:
         self.ledger.end(trial_id, "interrupted" if restarts else "failed", reason)
         self._mirror()
 
+    def holds(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Whether a trial that has reported ``result`` must not begin another epoch, because none is left."""
+        more = int(result["epoch"]) - self.ledger.trials[trial_id].epoch  # the ledger gets the report afterwards
+        if result.get("finished") or not self.budget.is_out_of_epochs(more):
+            return False
+        self._held.add(trial_id)
+        return True
+
+    def ending(self) -> str:
+        """Why the sweep has to end before all of its trials; empty if it goes on. Asked several times a second."""
+        self.budget.tick()
+        running = {record.trial_id for record in list(self.ledger.trials.values()) if record.state == "running"}
+        if self.budget.is_out_of_time or running <= self._held:
+            self.ledger.ended = self.budget.spent
+        if self.gives_up():
+            self.ledger.ended = self.given_up
+        return self.ledger.ended
+
     def gives_up(self) -> bool:
-        """Whether going on makes no sense; ``given_up`` then says why. Asked several times a second."""
+        """Whether going on makes no sense; ``given_up`` then says why."""
         if self.ledger.count("running"):
             self._last_event = time.monotonic()
         verified = any(record.verified for record in self.ledger.trials.values())
@@ -203,7 +233,8 @@ class SweepCallback(Callback):
 
 
 class SweepStopper(Stopper):
-    """Ends trials that failed or that did not train what they were given, and a sweep in which nothing works."""
+    """Ends trials that failed or that did not train what they were given, and a sweep that has spent its budget or in
+    which nothing works."""
 
     def __init__(self, sweep_dir: str) -> None:
         self._sweep_dir = sweep_dir
@@ -212,7 +243,50 @@ class SweepStopper(Stopper):
         return _DRIVERS[self._sweep_dir].check(trial_id, result)
 
     def stop_all(self) -> bool:
-        return _DRIVERS[self._sweep_dir].gives_up()
+        if reason := _DRIVERS[self._sweep_dir].ending():
+            # Not True: then Tune would take the open trials for finished, and the search for exhausted, for ever.
+            raise SweepEnded(reason)
+        return False
+
+
+class SweepScheduler(FIFOScheduler):
+    """The scheduler that the sweep has asked for, if any; and no further epoch for anyone when none is left."""
+
+    def __init__(self, sweep_dir: str, stopping: EarlyStopping | None) -> None:
+        super().__init__()
+        self._sweep_dir = sweep_dir
+        self._stopping = stopping
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return True
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        decision: str = TrialScheduler.CONTINUE
+        if self._stopping is not None:
+            decision = self._stopping.on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.CONTINUE and _DRIVERS[self._sweep_dir].holds(trial.trial_id, result):
+            return str(TrialScheduler.NOOP)  # it waits inside of its report
+        return decision
+
+
+class SweepGenerator(SearchGenerator):
+    """Asks the search for trials, so many at a time, while there is something left to spend.
+
+    A restored one goes by the sweep as it is now: it may have got more trials, or another cluster.
+    """
+
+    def __init__(self, sweep_dir: str, search: Searcher, total: int, concurrent: int) -> None:
+        super().__init__(ConcurrencyLimiter(search, max_concurrent=concurrent))
+        self._sweep_dir = sweep_dir
+        self._total = total
+        self._concurrent = concurrent
+
+    def next_trial(self) -> Any:
+        return None if _DRIVERS[self._sweep_dir].budget.spent else super().next_trial()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state({**state, "finished": False, "total_samples": self._total})
+        self.searcher.max_concurrent = self._concurrent
 
 
 def _reason(trial: Any, run_dir: Path) -> str:

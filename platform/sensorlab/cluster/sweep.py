@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from sensorlab.cluster.files import write_json
 from sensorlab.cluster.lease import DRIVER, hold
-from sensorlab.cluster.ledger import Ledger, share_ledger
+from sensorlab.cluster.ledger import Ledger, State, share_ledger
 from sensorlab.cluster.lineage import lineage_data, population_table
 from sensorlab.cluster.plans import SWEEP, load_plan
 from sensorlab.cluster.preflight import concurrent_runs, open_tracking
 from sensorlab.cluster.progress import SweepLine, Ticker
 from sensorlab.cluster.start import Cluster
+from sensorlab.cluster.sweep_budget import SweepBudget, epochs_trained, reopen
 from sensorlab.cluster.sweep_config import SweepConfig, load_sweep, log_scaled
 from sensorlab.cluster.table import failures, ranked_table, summary
 from sensorlab.cluster.trainer import demand, trains_in_process
-from sensorlab.cluster.trial import TrialPlan, run_trial
+from sensorlab.cluster.trial import TrialPlan
 from sensorlab.cluster.worker import Program
 from sensorlab.config import as_dict, merge
 from sensorlab.errors import UserError
@@ -39,9 +40,7 @@ from sensorlab.runs.sweep_runs import SweepRuns
 
 if TYPE_CHECKING:
     from sensorlab.cluster.monitor import SweepDriver
-    from sensorlab.cluster.search.stopping import EarlyStopping
 
-_TUNE = "tune"
 _STATUS: dict[str, RunStatus] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
@@ -64,7 +63,22 @@ class SweepPlan:
 
     @property
     def total_trials(self) -> int:
-        return self.sweep.total_trials(_max_epochs(self))
+        return self.sweep.total_trials(self.max_epochs)
+
+    @property
+    def max_epochs(self) -> int | None:
+        """Epochs that every trial may train for; ``None`` if nobody asks. Raises ``UserError`` if that is not known."""
+        sweep = self.sweep
+        if not sweep.stops_early and not sweep.is_population:
+            return None
+        duration = self.experiment.train.duration
+        if duration.unit != "epochs":
+            asking = f"algorithm {sweep.algorithm}" if sweep.is_population else f"scheduler {sweep.scheduler}"
+            raise UserError(
+                f"{asking} compares trials by epochs: give train.duration in epochs instead of {duration}, or choose "
+                "another algorithm or sweep.scheduler=none"
+            )
+        return duration.count
 
     def save(self) -> None:
         content = {
@@ -117,7 +131,7 @@ def check_sweep(plan: SweepPlan, cluster: Cluster) -> tuple[int, Store | None]:
     from sensorlab.cluster.search.optuna_proposer import check_available
 
     check_available(plan.sweep)
-    _max_epochs(plan)
+    _ = plan.max_epochs
     concurrent = concurrent_runs(demand(plan.experiment, in_sweep=True), cluster.nodes, plan.sweep.max_concurrent)
     return concurrent, open_tracking(plan.tracking_uri, plan.experiment.tracking.experiment, len(cluster.nodes))
 
@@ -136,40 +150,47 @@ def run_sweep(plan: SweepPlan, cluster: Cluster, program: Program, resume: bool 
 
 def _run(plan: SweepPlan, program: Program, resume: bool, concurrent: int, store: Store | None) -> SweepOutcome:
     from sensorlab.cluster.monitor import SweepDriver, share_driver
+    from sensorlab.cluster.tuning import fit
 
     sweep = plan.sweep
     needs = demand(plan.experiment, in_sweep=True)
-    trials = f"{plan.total_trials} trials"
-    if sweep.seeds > 1:
-        trials = f"{sweep.total_configurations} configurations with {sweep.seeds} seeds each, {trials}"
-    if sweep.is_population:
-        trials = f"{sweep.num_trials} members, {trials}, one for each generation of a member"
+    trials = sweep.describe(plan.max_epochs)
     print(f"sweep {plan.name}: {trials}, {concurrent} at a time, each with {needs.describe()}")
     plan.save()
     ledger = Ledger(plan.directory / "ledger.json", sweep.mode)
     share_ledger(plan.directory, ledger)
+    budget = SweepBudget(sweep, ledger)
     runs = _open_runs(plan, store)
-    driver = SweepDriver(_trial_plan(plan, program, store), ledger, runs, sweep.objective, sweep.members)
+    driver = SweepDriver(
+        _trial_plan(plan, program, store), ledger, runs, sweep.objective, budget, sweep.members, sweep.fidelity
+    )
     share_driver(driver)
-    started = time.monotonic()
-    line = SweepLine(ledger, sweep.objective, plan.total_trials, concurrent)
+    levels = [sweep.seeds * size for size in sweep.level_sizes] if sweep.fidelity else []
+    line = SweepLine(ledger, sweep.objective, plan.total_trials, concurrent, levels)
     interrupted = True
     try:
         with Ticker(line):
-            _fit(plan, driver.plan, concurrent, resume)
-        timed_out = sweep.time_budget_s is not None and time.monotonic() - started >= sweep.time_budget_s
-        interrupted = not timed_out and not driver.given_up and _unfinished(ledger, plan)
+            reopen(ledger)
+            if budget.spent and _unfinished(ledger, plan):
+                ledger.ended = budget.spent
+            else:
+                ledger.is_exhausted = False  # the plan may have got more trials
+                fit(plan, driver.plan, concurrent, resume)
+        interrupted = not ledger.ended and _unfinished(ledger, plan)
     finally:  # also on SIGTERM, which Ray turns into SystemExit: a stopped job has 3 s for this
+        budget.tick(save=True)
         _close_open_trials(ledger, interrupted)
         if not interrupted:  # a stopped job has no time for it; `sensorlab report` makes it afterwards
             _report(plan, runs)
         if runs is not None:
             _close_runs(runs, ledger, interrupted)
-        if driver.given_up:
-            print(f"the sweep was ended: {driver.given_up}", flush=True)
+        if ledger.ended:
+            print(f"the sweep was ended: {ledger.ended}", flush=True)
         if interrupted:
             print(f"interrupted; what is done is kept. Continue with: {resume_command(plan)}", flush=True)
-    return _conclude(plan, driver, store, time.monotonic() - started, interrupted)
+    if budget.spent:
+        print(f"budget: {budget.describe()}. To go on, raise it: {resume_command(plan)} KEY=VALUE", flush=True)
+    return _conclude(plan, driver, store, interrupted)
 
 
 def _report(plan: SweepPlan, runs: SweepRuns | None) -> None:
@@ -180,94 +201,8 @@ def _report(plan: SweepPlan, runs: SweepRuns | None) -> None:
         print(f"report: {path}", flush=True)
 
 
-def _fit(plan: SweepPlan, trial_plan: TrialPlan, concurrent: int, resume: bool) -> None:
-    from ray import tune
-
-    def trial(values: dict[str, Any]) -> None:
-        run_trial(trial_plan, values)
-
-    resources = plan.experiment.resources
-    if trial_plan.in_process:
-        needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    else:
-        needs = {"CPU": demand(plan.experiment, in_sweep=True).driver_cpus}
-    trainable = tune.with_resources(trial, {name: amount for name, amount in needs.items() if amount})
-    state = str(plan.directory / _TUNE)
-    if resume and tune.Tuner.can_restore(state):
-        tuner = tune.Tuner.restore(state, trainable, resume_unfinished=True, resume_errored=True)
-    else:
-        tuner = _new_tuner(plan, trainable, concurrent)
-    tuner.fit()
-
-
-def _new_tuner(plan: SweepPlan, trainable: Any, concurrent: int) -> Any:
-    from ray import tune
-
-    from sensorlab.cluster.monitor import SweepCallback, SweepStopper
-    from sensorlab.cluster.search.searcher import SweepSearch
-
-    sweep, directory = plan.sweep, str(plan.directory)
-    return tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            metric="objective",
-            mode=sweep.mode,
-            search_alg=SweepSearch(directory, sweep, plan.experiment.seed, _max_epochs(plan)),
-            scheduler=_new_scheduler(plan),
-            num_samples=plan.total_trials,
-            max_concurrent_trials=concurrent,
-            time_budget_s=sweep.time_budget_s,
-            reuse_actors=True,
-            trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
-        ),
-        run_config=tune.RunConfig(
-            name=_TUNE,
-            storage_path=directory,
-            stop=SweepStopper(directory),
-            callbacks=[SweepCallback(directory)],
-            failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            verbose=0,
-        ),
-    )
-
-
-def _new_scheduler(plan: SweepPlan) -> EarlyStopping | None:
-    from sensorlab.cluster.halving import HyperBand, SuccessiveHalving
-    from sensorlab.cluster.search.stopping import MedianStopping
-
-    sweep, directory, max_epochs = plan.sweep, str(plan.directory), _max_epochs(plan)
-    if max_epochs is None or sweep.is_population or sweep.fidelity is not None:
-        return None
-    repeats = sweep.seeds > 1
-    if sweep.scheduler == "hyperband":
-        return HyperBand(directory, sweep.hyperband, max_epochs, sweep.mode, repeats)
-    if sweep.scheduler == "median":
-        return MedianStopping(directory, sweep.median, max_epochs, sweep.mode, repeats)
-    return SuccessiveHalving(directory, sweep.asha, max_epochs, sweep.mode, repeats)
-
-
-def _max_epochs(plan: SweepPlan) -> int | None:
-    """Epochs that every trial may train for; ``None`` if nobody asks."""
-    sweep = plan.sweep
-    if sweep.scheduler == "none" and not sweep.is_population:
-        return None
-    duration = plan.experiment.train.duration
-    if duration.unit != "epochs":
-        asking = f"algorithm {sweep.algorithm}" if sweep.is_population else f"scheduler {sweep.scheduler}"
-        raise UserError(
-            f"{asking} compares trials by epochs: give train.duration in epochs instead of {duration}, or choose "
-            "another algorithm or sweep.scheduler=none"
-        )
-    return duration.count
-
-
 def _trials_train_in_process(plan: SweepPlan) -> bool:
     return trains_in_process(plan.experiment.resources, in_sweep=True, local=False)
-
-
-def _trial_name(trial: Any) -> str:
-    return str(trial.trial_id)
 
 
 def _trial_plan(plan: SweepPlan, program: Program, store: Store | None) -> TrialPlan:
@@ -289,9 +224,15 @@ def _open_runs(plan: SweepPlan, store: Store | None) -> SweepRuns | None:
     if store is None:
         return None
     sweep = plan.sweep
-    described = {"algorithm": sweep.algorithm, "scheduler": sweep.scheduler, "num_trials": plan.total_trials}
+    described: dict[str, Any] = {
+        "algorithm": sweep.algorithm,
+        "scheduler": sweep.scheduler,
+        "num_trials": plan.total_trials,
+    }
     if sweep.seeds > 1:
         described["seeds"] = sweep.seeds
+    if sweep.fidelity is not None:
+        described["fidelity"] = sweep.fidelity.key
     runs = SweepRuns(
         store,
         sweep_id=plan.name,
@@ -314,7 +255,8 @@ def _unfinished(ledger: Ledger, plan: SweepPlan) -> bool:
 def _close_open_trials(ledger: Ledger, interrupted: bool) -> None:
     for record in list(ledger.trials.values()):
         if not record.ended:
-            ledger.end(record.trial_id, "interrupted" if interrupted else "stopped", record.reason or "the sweep ended")
+            state: State = "interrupted" if interrupted else "stopped"
+            ledger.end(record.trial_id, state, record.reason or ledger.ended or "the sweep ended")
 
 
 def _close_runs(runs: SweepRuns, ledger: Ledger, interrupted: bool) -> None:
@@ -345,14 +287,16 @@ def _comparison_link(runs: SweepRuns, interrupted: bool) -> str:
     return sweep_link(runs.store, runs.parent_run_id, runs.objective, runs.mode)
 
 
-def _conclude(
-    plan: SweepPlan, driver: SweepDriver, store: Store | None, seconds: float, interrupted: bool
-) -> SweepOutcome:
+def _conclude(plan: SweepPlan, driver: SweepDriver, store: Store | None, interrupted: bool) -> SweepOutcome:
     ledger, runs = driver.ledger, driver.runs
     objective = plan.sweep.objective
     print()
     members = plan.sweep.members
-    print(population_table(ledger, objective, members) if members else ranked_table(ledger, objective))
+    print(
+        population_table(ledger, objective, members)
+        if members
+        else ranked_table(ledger, objective, plan.sweep.fidelity)
+    )
     print()
     for failure in failures(ledger):
         print(failure)
@@ -372,8 +316,10 @@ def _conclude(
         sweep=plan.name,
         directory=str(plan.directory),
         objective=objective,
-        seconds=round(seconds, 1),
+        seconds=round(ledger.seconds, 1),
+        epochs=epochs_trained(ledger),
         interrupted=interrupted,
+        ended=ledger.ended or None,
         parent_run_id=runs.parent_run_id if runs else None,
         link=link,
         **({"lineage": lineage_data(ledger, best, members)} if members and best else {}),

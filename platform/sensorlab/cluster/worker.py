@@ -138,6 +138,7 @@ class Reporter(Callback):
             step=training.cursor.step,
             metrics=metrics,
             config_digest=digest(training.config),
+            finished=training.finished,
             protocol=digest(training.protocols.get(self._objective, {})),
             is_main=training.workers.is_main,
             best_checkpoint=str(best.path) if best else None,
@@ -151,6 +152,7 @@ class Reporter(Callback):
         metrics: Mapping[str, float],
         config_digest: str,
         is_main: bool,
+        finished: bool = False,
         protocol: str = "",
         best_checkpoint: str | None = None,
     ) -> None:
@@ -163,6 +165,7 @@ class Reporter(Callback):
             "objective": float(value) if math.isfinite(value) else self._worst,
             "metrics": {name: float(number) for name, number in metrics.items() if math.isfinite(number)},
             "config_digest": config_digest,
+            "finished": finished,  # no epoch comes after this one
             "protocol": protocol,
             "best_checkpoint": best_checkpoint,
             "run_id": self._run_id,

@@ -12,6 +12,7 @@ from sensorlab.cluster.halving import SuccessiveHalving
 from sensorlab.cluster.ledger import Ledger, share_ledger
 from sensorlab.cluster.monitor import SweepDriver
 from sensorlab.cluster.search.searcher import SweepSearch
+from sensorlab.cluster.sweep_budget import SweepBudget
 from sensorlab.cluster.sweep_config import AshaConfig, decode_values, load_sweep
 from sensorlab.cluster.table import ranked_table, summary
 from sensorlab.cluster.trial import TrialPlan
@@ -175,7 +176,7 @@ class Mirror:
 def test_the_report_of_one_repeat_can_make_another_one_the_best(tmp_path, ledger):
     mirror = Mirror()
     plan = TrialPlan({}, str(tmp_path), "d", True, 0, "max", None, None)
-    driver = SweepDriver(plan, ledger, mirror, "val/iou")
+    driver = SweepDriver(plan, ledger, mirror, "val/iou", SweepBudget(section(), ledger))
     for name, lr, seed, value in (("a0", 1.0, 0, 0.5), ("b0", 2.0, 0, 0.9), ("b1", 2.0, 1, 0.3), ("a1", 1.0, 1, 0.8)):
         ledger.start(name, {"optim.lr": lr, "seed": seed}, "", tmp_path / name)
         report = {"epoch": 1, "objective": value, "metrics": {"val/iou": value}, "run_id": name}

@@ -10,7 +10,7 @@ from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 from sensorlab.cluster.halving import HyperBand, SuccessiveHalving
 from sensorlab.cluster.ledger import Ledger, share_ledger
 from sensorlab.cluster.search.stopping import MedianStopping
-from sensorlab.cluster.sweep import SweepPlan, _new_scheduler
+from sensorlab.cluster.sweep import SweepPlan
 from sensorlab.cluster.sweep_config import (
     AshaConfig,
     HyperBandConfig,
@@ -18,6 +18,7 @@ from sensorlab.cluster.sweep_config import (
     check_space,
     load_sweep,
 )
+from sensorlab.cluster.tuning import _early_stopping
 from sensorlab.config import as_dict
 from sensorlab.errors import UserError
 from sensorlab.experiment import experiment_from
@@ -162,7 +163,7 @@ BASE = {"name": "x", "task": {"name": "bev_segmentation"}, "data": {"path": "d"}
 )
 def test_the_scheduler_that_is_named(tmp_path, name, kind):
     sweep = load_sweep({"space": {"optim.lr": {"uniform": [0.1, 1]}}, "scheduler": name})
-    assert type(_new_scheduler(SweepPlan("s", tmp_path, experiment_from(BASE), sweep, "d", None))) is kind
+    assert type(_early_stopping(SweepPlan("s", tmp_path, experiment_from(BASE), sweep, "d", None))) is kind
 
 
 @pytest.mark.parametrize("name", ["hyperband", "median"])
@@ -171,7 +172,7 @@ def test_schedulers_need_epochs_and_one_budget(tmp_path, name):
     space = {"train.duration": {"choice": ["1 epoch", "2 epochs"]}}
     sweep = load_sweep({"space": space, "scheduler": name})
     with pytest.raises(UserError, match=f"scheduler {name} compares trials by epochs.*instead of 90 steps"):
-        _new_scheduler(SweepPlan("s", tmp_path, experiment, sweep, "d", None))
+        _early_stopping(SweepPlan("s", tmp_path, experiment, sweep, "d", None))
     with pytest.raises(UserError, match=f"(?s)train.duration has one value for all trials.*scheduler {name}"):
         check_space(sweep, as_dict(experiment_from(BASE)), experiment_from)
 

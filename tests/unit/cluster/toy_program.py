@@ -63,6 +63,7 @@ class ToyProgram:
                     (context.run_dir / "killed").touch()
                     os.kill(os.getpid(), signal.SIGKILL)
                 training.cursor.epoch, training.cursor.step = epoch + 1, 10 * (epoch + 1)
+                training.finished = epoch + 1 == total
                 metrics = {"val/iou": quality * (1 - 0.5 ** (epoch + 1)), "train/loss": 1.0 / (epoch + 1)}
                 if context.workers.is_main:
                     state.write_text(json.dumps({"epoch": epoch + 1}))
@@ -101,5 +102,6 @@ def toy_training(context: RunContext, config: Any, total: int) -> Any:
         total_steps=10 * total,
         total_epochs=total,
         metrics={},
+        finished=False,
         store=SimpleNamespace(best=lambda: info, all=lambda: [info]),
     )
