@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -37,10 +38,8 @@ def fit(plan: SweepPlan, trial_plan: TrialPlan, concurrent: int, resume: bool) -
         # The new tuner has left its parts in the directory: they are of the plan as it is now. The trials and what
         # was proposed come from Tune's state.
         tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
-    try:
+    with contextlib.suppress(SweepEnded):  # the ledger says why
         tuner.fit()
-    except SweepEnded:
-        pass  # the ledger says why
 
 
 def _tuner(plan: SweepPlan, trainable: Any, concurrent: int) -> tune.Tuner:
