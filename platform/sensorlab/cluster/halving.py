@@ -6,6 +6,7 @@ The decisions of :class:`SuccessiveHalving` are those of Ray's own scheduler (a 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,12 +23,18 @@ def rung_epochs(config: AshaConfig, max_epochs: int) -> list[int]:
 
 
 def survives(value: float, earlier: list[float], reduction: float, mode: str) -> bool:
-    """Whether ``value`` is among the top ``1 / reduction`` of what reached its rung before. The first always is."""
+    """Whether ``value`` is among the top ``1 / reduction`` of what reached its rung before. The first always is.
+
+    An objective that was no number arrives as infinite: it is behind every number, and no number is behind it.
+    """
+    if not math.isfinite(value):
+        return not any(map(math.isfinite, earlier))
     if not earlier:
         return True
     sign = 1.0 if mode == "max" else -1.0
-    cutoff = np.percentile([sign * other for other in earlier], (1 - 1 / reduction) * 100)
-    return bool(sign * value >= cutoff)
+    with np.errstate(invalid="ignore"):
+        cutoff = np.percentile([sign * other for other in earlier], (1 - 1 / reduction) * 100)
+    return bool(np.isnan(cutoff) or sign * value >= cutoff)  # NaN: between two that were no numbers
 
 
 class SuccessiveHalving(EarlyStopping):

@@ -22,7 +22,16 @@ def test_the_first_survives_and_the_mode_counts():
     assert survives(0.1, [], 2, "max")
     assert not survives(0.1, [0.2, 0.3], 2, "max")
     assert survives(0.1, [0.2, 0.3], 2, "min")
-    assert not survives(-np.inf, [0.2], 2, "max")
+
+
+@pytest.mark.parametrize(("mode", "worst"), [("max", -np.inf), ("min", np.inf)])
+@pytest.mark.parametrize("reduction", [2.0, 3.0, 4.0])
+def test_objectives_that_were_no_numbers_stop_nobody_and_do_not_survive_themselves(mode, worst, reduction):
+    for others in ([worst], [worst, worst], [worst] * 5, [worst] * 5 + [0.3]):
+        assert survives(0.5, others, reduction, mode), others
+    assert not survives(worst, [0.2], reduction, mode)
+    assert not survives(worst, [worst] * 5 + [0.2], reduction, mode)
+    assert survives(worst, [], reduction, mode)
 
 
 def ours(tmp_path, mode="max", **config):
