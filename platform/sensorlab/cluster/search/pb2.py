@@ -6,10 +6,11 @@ kernel that forgets (:mod:`sensorlab.cluster.search.gaussian_process`) learns it
 values with the highest upper confidence bound for the coming generation are chosen, after the process has been told its
 own mean at the values that other members are known to train with. Choices are explored as PBT does.
 
-Two things are not as in the paper. Rewards are standardised within each generation instead of all together, because
+Three things are not as in the paper. Rewards are standardised within each generation instead of all together, because
 early generations improve by far more than late ones; so the first generation counts too, whose members all begin with
-the same weights. And the acquisition is maximised over random candidates that narrow around the best, instead of by
-gradients.
+the same weights. The acquisition is maximised over random candidates that narrow around the best, instead of by
+gradients. And candidates keep a distance from values that are taken, which a high mean would otherwise give to several
+members.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from sensorlab.cluster.search.propose import Outcome
 from sensorlab.cluster.sweep_config import SweepConfig
 
 _REMEMBERED = 300  # latest trials that the process sees: its cost grows with their cube
-_CANDIDATES, _NARROWED, _ROUNDS = 1024, 128, 4
+_CANDIDATES, _NARROWED, _ROUNDS = 512, 64, 4
+_APART = 0.05  # from the values of another member, at least: the same donor with the same values is the same training
 _EXPLORATION = (0.2, 0.4)  # beta = c1 + log(c2 n), as in the authors' code
 
 
@@ -45,7 +47,7 @@ class BanditPopulation(Population):
         process = fitted(*self.rewards(history[: generation * self._members]))
         pending = self._pending(history)
         process = process.with_pending(pending, np.full(len(pending), float(generation)))
-        chosen = self._best_candidate(process, float(generation), generator)
+        chosen = self._best_candidate(process, float(generation), pending, generator)
         return self._explorer.explore({**values, **chosen}, generator, kept=self._ranges)
 
     def rewards(self, history: Sequence[Outcome]) -> tuple[Floats, Floats, Floats]:
@@ -79,32 +81,40 @@ class BanditPopulation(Population):
         points = [self._scaled(values) for values in (*begun, *going_on)]
         return np.array(points, dtype=np.float64).reshape(-1, len(self._ranges))
 
-    def _best_candidate(self, process: Process, time: float, generator: np.random.Generator) -> dict[str, Any]:
-        """The values of the ranges with the highest upper confidence bound."""
+    def _best_candidate(
+        self, process: Process, time: float, pending: Floats, generator: np.random.Generator
+    ) -> dict[str, Any]:
+        """The values of the ranges with the highest upper confidence bound, off those that are pending."""
         first, second = _EXPLORATION
         beta = first + max(0.0, math.log(second * max(1, len(process.targets))))
-        best: tuple[float, dict[str, Any]] = (-math.inf, {})
+        apart = min(_APART, 0.25 / max(1, len(pending)))  # half of a single range stays free at least
         candidates = generator.random((_CANDIDATES, len(self._ranges)))
+        best, highest = candidates[0], -math.inf
         for narrowing in range(_ROUNDS):
-            valid = [self._value_at(candidate) for candidate in candidates]
-            points = np.array([self._scaled(values) for values in valid])
+            points = self._valid(candidates)
             mean, variance = process.posterior(points, np.full(len(points), time))
             bounds = mean + np.sqrt(beta * variance)
+            distances = np.linalg.norm(points[:, None] - pending[None], axis=2).min(axis=1, initial=math.inf)
+            bounds[distances < apart] = -math.inf
             index = int(np.argmax(bounds))
-            if bounds[index] > best[0]:
-                best = float(bounds[index]), valid[index]
-            spread = 0.1 / 3**narrowing
-            around = self._scaled(best[1]) + spread * generator.standard_normal((_NARROWED, len(self._ranges)))
-            candidates = np.clip(around, 0.0, 1.0)
-        return best[1]
+            if bounds[index] > highest:
+                best, highest = points[index], float(bounds[index])
+            steps = generator.standard_normal((_NARROWED, len(self._ranges)))
+            candidates = np.clip(best + 0.1 / 3**narrowing * steps, 0.0, 1.0)
+        pairs = zip(self._ranges.items(), best, strict=True)
+        return {key: bounded(dimension.at(float(place)), dimension) for (key, dimension), place in pairs}
+
+    def _valid(self, points: Floats) -> Floats:
+        """``points`` [n, d], each moved to the nearest one that stands for values."""
+        columns = []
+        for dimension, places in zip(self._ranges.values(), points.T, strict=True):
+            is_stepped = dimension.quantum is not None or dimension.is_integer
+            columns.append([dimension.place(dimension.at(place)) for place in places] if is_stepped else places)
+        return np.array(columns, dtype=np.float64).T
 
     def _scaled(self, values: Mapping[str, Any]) -> Floats:
         """The ranges of a configuration as a point in the unit cube."""
         return np.array([dimension.place(values[key]) for key, dimension in self._ranges.items()], dtype=np.float64)
-
-    def _value_at(self, point: Floats) -> dict[str, Any]:
-        pairs = zip(self._ranges.items(), point, strict=True)
-        return {key: bounded(dimension.at(float(place)), dimension) for (key, dimension), place in pairs}
 
 
 def standardised(values: Sequence[float]) -> list[float]:
