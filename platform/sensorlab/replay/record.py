@@ -11,6 +11,7 @@ from sensorlab.config import digest, parse_yaml
 from sensorlab.engine.compare import COMPARED, Series, read_series
 from sensorlab.errors import UserError
 from sensorlab.experiment import ExperimentConfig, experiment_from
+from sensorlab.runs.names import metric_name
 from sensorlab.runs.query import StoredRun
 
 _REPEATABLE = ("run", "trial", "replay")
@@ -74,12 +75,23 @@ class RecordedRun:
                     return str(found)
         return self.experiment.data.path
 
+    @property
+    def _numbers_file(self) -> Path | None:
+        file = self.run_dir / "metrics.jsonl" if self.run_dir is not None else None
+        return file if file is not None and file.is_file() else None
+
     def series(self) -> Series:
         """(step, name) -> value of every loss and metric: of the run's file, else of the store."""
-        if self.run_dir is not None and (self.run_dir / "metrics.jsonl").is_file():
-            return read_series(self.run_dir)
+        if self._numbers_file is not None:
+            return read_series(self._numbers_file)
         names = [name for name in self.run.run.data.metrics if name.startswith(COMPARED)]
         series = {(step, name): value for name in names for step, value in self.run.points(name)}
         if not series:
             raise UserError(f"run {self.run.run_id} ({self.run.name}) has no number to compare with")
         return series
+
+    def spelled(self, repeated: Series) -> Series:
+        """The numbers of a repetition by the names that :meth:`series` has: the store spells some of them otherwise."""
+        if self._numbers_file is not None:
+            return repeated
+        return {(step, metric_name(name)): value for (step, name), value in repeated.items()}

@@ -48,7 +48,7 @@ def replay_main(args: argparse.Namespace) -> int:
     run_dir, run_id = _train(args, recorded, dataset, steps)
     tag = (recorded.run.tag("weights_sha256"), int(recorded.run.tag("latest_step") or -1))
     weights = check_weights(recorded.run_dir, tag if tag[0] else None, run_dir)
-    left, right = compared(expected, read_series(run_dir), steps)
+    left, right = compared(expected, recorded.spelled(read_series(run_dir)), steps)
     verdict = judge(left, right, weights, args.tolerance)
     _tell(recorded, verdict, run_id, run_dir, args.tolerance, found)
     return 0 if verdict.is_equal else 1

@@ -59,9 +59,11 @@ def test_numbers_come_from_the_store_where_the_file_is_gone(recorded: RecordedRu
     file = finished[1] / "metrics.jsonl"
     file.rename(file.with_suffix(".away"))
     try:
-        assert recorded.series() == expected  # to the bit
+        assert recorded.series() == recorded.spelled(expected) == expected  # to the bit
+        assert recorded.spelled({(3, "val/mAP@0.5"): 0.25}) == {(3, "val/mAP_0.5"): 0.25}  # as the store spells it
     finally:
         file.with_suffix(".away").rename(file)
+    assert recorded.spelled({(3, "val/mAP@0.5"): 0.25}) == {(3, "val/mAP@0.5"): 0.25}
 
 
 def test_nothing_speaks_against_the_same_machine(
