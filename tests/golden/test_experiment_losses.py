@@ -23,7 +23,8 @@ import torch
 
 from sensorlab.cluster.datasets import ensure_dataset
 from sensorlab.cluster.program import TRAIN, VAL, build_task, stream_specs
-from sensorlab.cluster.sweep_config import check_space, load_sweep, split_overrides
+from sensorlab.cluster.sweep_check import check_space
+from sensorlab.cluster.sweep_config import load_sweep, split_overrides
 from sensorlab.config import as_dict
 from sensorlab.data.local_stream import LocalStream
 from sensorlab.engine.callbacks.json_log import JsonLog

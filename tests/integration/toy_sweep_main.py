@@ -1,5 +1,6 @@
 """Runs a toy sweep as a program of its own, for tests that kill it: ROOT NAME [resume] [JSON options]."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from toy_program import ToyProgram
 
 from sensorlab.cluster.start import connect, disconnect
 from sensorlab.cluster.sweep import SweepPlan, run_sweep, with_objective
-from sensorlab.cluster.sweep_config import load_sweep
+from sensorlab.cluster.sweep_config import load_sweep, with_more
 from sensorlab.experiment import experiment_from
 
 
@@ -39,6 +40,7 @@ def main() -> int:
     )
     if resume:
         plan = SweepPlan.load(root, name)
+        plan = dataclasses.replace(plan, sweep=with_more(plan.sweep, options.get("raised", [])))
     cluster = connect(num_cpus=2, dashboard=workers > 1)
     try:
         return run_sweep(plan, cluster, ToyProgram(**options.get("program", {})), resume=resume).exit_code

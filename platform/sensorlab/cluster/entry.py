@@ -11,7 +11,8 @@ from typing import Any
 from sensorlab.cluster.commands import launch
 from sensorlab.cluster.program import EngineProgram
 from sensorlab.cluster.start import output_root
-from sensorlab.cluster.sweep_config import check_space, load_sweep, split_overrides
+from sensorlab.cluster.sweep_check import check_space
+from sensorlab.cluster.sweep_config import MAY_CHANGE, load_sweep, split_overrides, with_more
 from sensorlab.config import apply_overrides, as_dict
 from sensorlab.errors import UserError, exit_on_user_error
 from sensorlab.experiment import ExperimentConfig, experiment_from, load_file
@@ -27,7 +28,11 @@ def tune_main(argv: Sequence[str] | None, script: Path, default_config: Path, de
         description: for ``--help``.
     """
     parser = _parser(description, default_config)
-    parser.add_argument("--resume", metavar="SWEEP", help="go on with a sweep: its name or directory, or 'latest'")
+    parser.add_argument(
+        "--resume",
+        metavar="SWEEP",
+        help="go on with a sweep: its name or directory, or 'latest'; " + ", ".join(MAY_CHANGE) + " may be raised",
+    )
     args = parser.parse_args(argv)
     return exit_on_user_error(lambda: _tune(args, script))
 
@@ -109,12 +114,13 @@ def _positive(text: str) -> int:
 def _tune(args: argparse.Namespace, script: Path) -> int:
     from sensorlab.cluster.sweep import SweepPlan, check_sweep, new_name, run_sweep, with_objective
 
-    tree, sweep_tree, fixed = split_overrides(load_file(args.config, args.debug), args.overrides)
     if args.resume:
-        if args.overrides or args.debug:
-            raise UserError("--resume goes on with the sweep as it was started; overrides need a new sweep")
-        plan = SweepPlan.load(launch.root_of(args, tree), args.resume)
+        if args.debug:
+            raise UserError("--debug is for a new sweep; --resume goes on with a sweep as it was started")
+        plan = SweepPlan.load(launch.root_of(args, load_file(args.config)), args.resume)
+        plan = dataclasses.replace(plan, sweep=with_more(plan.sweep, args.overrides))
     else:
+        tree, sweep_tree, fixed = split_overrides(load_file(args.config, args.debug), args.overrides)
         sweep = load_sweep(sweep_tree)
         experiment = launch.with_absolute_paths(experiment_from(tree, where=str(args.config)))
         experiment = with_objective(experiment, sweep)

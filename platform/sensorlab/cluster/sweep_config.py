@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -32,30 +32,10 @@ from sensorlab.cluster.search.options import (
     TpeConfig,
 )
 from sensorlab.cluster.search.space import combinations, parents_first, same
-from sensorlab.config import StrictModel, apply_overrides, canonical_json, flatten, merge, nested, parse_yaml, validate
+from sensorlab.config import StrictModel, apply_overrides, canonical_json, merge, nested, parse_yaml, validate
 from sensorlab.errors import UserError
 
 _SPACE_PREFIX = "sweep.space."
-
-# Keys that a trial cannot have a value of its own for, and why: whoever searched them would compare equal trials.
-_COMMON_TO_ALL = {
-    "name": "it is the first part of the sweep's name",
-    "output_dir": "all trials of a sweep lie in one directory",
-    "data.path": "the dataset is found once, before the first trial, and is the same for all",
-    "data.prepare": "the dataset is found once, before the first trial, and is the same for all",
-    "resources": "what a trial occupies is reserved from the experiment's own values, before its values are drawn",
-    "tracking": "all trials of a sweep are recorded in one store, under one experiment",
-    "eval.metric": "trials are compared by sweep.objective, which also chooses their best checkpoint",
-    "eval.mode": "trials are compared by sweep.objective in the direction of sweep.mode",
-    "checkpoint": "what is saved, and how often, does not change what is trained",
-    "train.until": "the sweep itself divides trainings into parts",
-    "train.fork": "the sweep itself lets trials go on from each other's checkpoints",
-}
-_BUDGET = ("train.duration", "train.extend")
-_COMMON_TO_MEMBERS = {
-    **dict.fromkeys((*_BUDGET, "train.early_stop"), "members of a population are compared after the same epochs"),
-    "train.init": "members of a population go on from each other's checkpoints",
-}
 
 
 class SweepConfig(StrictModel):
@@ -127,7 +107,7 @@ class SweepConfig(StrictModel):
                     "epochs: set sweep.scheduler=asha and another algorithm than bohb"
                 )
             for key in self.space:
-                if _overlap(key, self.fidelity.key):
+                if overlap(key, self.fidelity.key):
                     raise ValueError(f"fidelity.key: {self.fidelity.key} cannot have levels, since {key} is searched")
         return self
 
@@ -244,78 +224,6 @@ def split_overrides(
     return experiment, sweep, fixed
 
 
-def check_space(
-    sweep: SweepConfig,
-    base: Mapping[str, Any],
-    build: Callable[[Mapping[str, Any]], StrictModel],
-    fixed: Iterable[str] = (),
-) -> None:
-    """Check every searched key and value, and those of the fidelity, against the experiment's schema.
-
-    Args:
-        sweep: the search.
-        base: complete experiment as plain data (every key present).
-        build: makes the typed experiment of a tree, raising ``UserError``.
-        fixed: dotted keys that the command line sets.
-
-    Raises:
-        UserError: unknown key (the nearest valid one is named), value of a wrong type or out of bounds, a key both
-            searched and set, a key that the sweep decides for all trials.
-    """
-    reason = "compares trials at the same epochs, so they need the same budget (or sweep.scheduler=none)"
-    budget = dict.fromkeys(_BUDGET, f"scheduler {sweep.scheduler} {reason}") if sweep.stops_early else {}
-    common = _COMMON_TO_ALL | budget | (_COMMON_TO_MEMBERS if sweep.is_population else {})
-    for key, dimension in sweep.space.items():
-        where, values = f"sweep.space.{key}", dimension.samples()
-        remedy = "set it outside of sweep.space, or start one sweep for each value"
-        _refuse_common(where, key, values, common, remedy)
-        remedy = f"add {where}=null to take it out of the search"
-        _refuse_fixed(f"{key} is searched by the sweep", key, fixed, remedy)
-        _try_values(where, key, values, resolve(base, needed_for(key, sweep.conditions)), build)
-    if sweep.is_population:
-        from sensorlab.cluster.search.members import check_members  # loads torch
-
-        check_members(sweep, base, build)
-    if sweep.fidelity is not None:
-        key, values = sweep.fidelity.key, sweep.fidelity.values
-        _refuse_common("sweep.fidelity", key, values, _no_fidelity(), "choose one that makes trials cheaper")
-        remedy = "add sweep.fidelity=null to compare trials by their epochs instead"
-        _refuse_fixed(f"{key} has the values of sweep.fidelity", key, fixed, remedy)
-        _try_values("sweep.fidelity", key, values, base, build)
-
-
-def _no_fidelity() -> dict[str, str]:
-    """Keys that trials of different levels cannot differ in, and why."""
-    from sensorlab.experiment import RESUME_MAY_CHANGE  # loads torch, which readers of sweeps do without
-
-    without_effect = set(RESUME_MAY_CHANGE) - {"train.extend", "train.init"}
-    return {
-        **dict.fromkeys(sorted(without_effect), "it does not change what is trained"),
-        **_COMMON_TO_ALL,
-        "seed": "it is what repeats of a configuration differ in",
-    }
-
-
-def _refuse_fixed(decided: str, key: str, fixed: Iterable[str], remedy: str) -> None:
-    for override in fixed:
-        if _overlap(key, override):
-            raise UserError(f"{decided}, so {override}=... cannot set it; {remedy}")
-
-
-def _try_values(
-    where: str,
-    key: str,
-    values: Iterable[Any],
-    base: Mapping[str, Any],
-    build: Callable[[Mapping[str, Any]], StrictModel],
-) -> None:
-    for value in values:
-        try:
-            build(merge(base, nested(key, value)))
-        except UserError as error:
-            raise UserError(f"{where}: the value {value!r} does not fit: {error}") from None
-
-
 def needed_for(key: str, conditions: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Values that other searched keys have wherever ``key`` is searched."""
     needed: dict[str, Any] = {}
@@ -324,18 +232,47 @@ def needed_for(key: str, conditions: Mapping[str, Mapping[str, Any]]) -> dict[st
     return needed
 
 
-def _refuse_common(where: str, key: str, values: Iterable[Any], common: Mapping[str, str], remedy: str) -> None:
-    """Refuse values that set one of the ``common`` keys, themselves or inside of a mapping."""
-    for searched in {name: None for value in values for name in flatten(nested(key, value))}:
-        for decided, reason in common.items():
-            if searched == decided or searched.startswith(f"{decided}."):
-                inside = f" (it sets {searched})" if searched != key else ""
-                raise UserError(f"{where}{inside}: {decided} has one value for all trials, because {reason}; {remedy}")
-
-
-def _overlap(key: str, other: str) -> bool:
+def overlap(key: str, other: str) -> bool:
     """Whether one of two dotted keys is the other one, or lies inside of it."""
     return key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.")
+
+
+MAY_CHANGE = ("sweep.time_budget_s", "sweep.epoch_budget", "sweep.num_trials")
+"""What a sweep that is resumed may be given anew: how much is tried, not what, nor how it is judged."""
+
+
+def with_more(sweep: SweepConfig, overrides: Iterable[str]) -> SweepConfig:
+    """The sweep with what the command line of ``--resume`` changes.
+
+    Raises:
+        UserError: not one of ``MAY_CHANGE``, or a number of trials that this sweep cannot change to.
+    """
+    overrides = list(overrides)
+    for item in overrides:
+        if item.partition("=")[0] not in MAY_CHANGE:
+            raise UserError(
+                f"{item}: --resume goes on with the sweep as it was started, so that all of its trials compare; only "
+                f"{', '.join(MAY_CHANGE)} may change. For anything else start a new sweep"
+            )
+    tree = apply_overrides({"sweep": sweep.model_dump(mode="json")}, overrides)
+    changed = load_sweep(tree["sweep"])
+    if changed.num_trials != sweep.num_trials:
+        _refuse_new_count(sweep, changed.num_trials)
+    return changed
+
+
+def _refuse_new_count(sweep: SweepConfig, count: int) -> None:
+    reason = ""
+    if sweep.algorithm == "grid":
+        reason = "a grid runs every combination whatever it is"
+    elif sweep.is_population:
+        reason = "it is the size of the population, whose members compete since the first generation"
+    elif sweep.fidelity is not None:
+        reason = "it decides how many configurations are promoted, and some were by the old number"
+    elif count < sweep.num_trials:
+        reason = f"it was {sweep.num_trials}: what has been proposed stays. To try less, set sweep.epoch_budget"
+    if reason:
+        raise UserError(f"sweep.num_trials={count} cannot be given to this sweep: {reason}")
 
 
 def resolve(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from sensorlab.cluster.search.evolution import Evolution, bounded, selection_wei
 from sensorlab.cluster.search.optuna_proposer import check_available
 from sensorlab.cluster.search.propose import Outcome, Proposal, new_proposer
 from sensorlab.cluster.search.space import drop_inactive, parents_first
-from sensorlab.cluster.sweep_config import Dimension, check_space, decode_values, load_sweep
+from sensorlab.cluster.sweep_check import check_space
+from sensorlab.cluster.sweep_config import Dimension, decode_values, load_sweep
 from sensorlab.config import as_dict
 from sensorlab.errors import UserError
 from sensorlab.experiment import experiment_from

@@ -11,11 +11,11 @@ from sensorlab.cluster.halving import HyperBand, SuccessiveHalving
 from sensorlab.cluster.ledger import Ledger, share_ledger
 from sensorlab.cluster.search.stopping import MedianStopping
 from sensorlab.cluster.sweep import SweepPlan
+from sensorlab.cluster.sweep_check import check_space
 from sensorlab.cluster.sweep_config import (
     AshaConfig,
     HyperBandConfig,
     MedianConfig,
-    check_space,
     load_sweep,
 )
 from sensorlab.cluster.tuning import _early_stopping

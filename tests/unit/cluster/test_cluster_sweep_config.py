@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from sensorlab.cluster.sweep_check import check_space
 from sensorlab.cluster.sweep_config import (
-    check_space,
     decode_values,
     load_sweep,
     log_scaled,
