@@ -42,6 +42,7 @@ FORK_MUST_KEEP = (
     "data.global_batch",
     "data.last_batch",
     "data.max_samples",
+    "data.train_fraction",
     "data.sampling",
     "data.max_batches",
     "data.shuffle_window",

@@ -97,6 +97,7 @@ REFUSED = {
     "data.global_batch": ({"data": {"global_batch": 2}}, "data.global_batch: 4 -> 2"),
     "data.last_batch": ({"data": {"last_batch": "pad"}}, "data.last_batch: 'drop' -> 'pad'"),
     "data.max_samples": ({"data": {"max_samples": 9}}, "data.max_samples: None -> 9"),
+    "data.train_fraction": ({"data": {"train_fraction": 0.5}}, "data.train_fraction: 1.0 -> 0.5"),
     "data.sampling": (
         {"data": {"sampling": {"name": "shuffled"}}},
         "data.sampling.name: 'image_weights' -> 'shuffled'",
