@@ -195,6 +195,17 @@ def test_tolerated_corrupt_samples_are_replaced_alike_everywhere(ray_cluster: No
     assert sorted(sample.row for sample in stream.corrupt_samples) == [2, 15]
 
 
+class MosaicTask(ToyTask):
+    num_partners = 3
+
+
+@pytest.mark.parametrize("where", ["worker", "task"])
+def test_partners_come_along(ray_cluster: None, split: Split, where: str) -> None:
+    spec = make_spec(split, task=MosaicTask(), transform_in=where)
+    received = collect_ray(spec, 2, start=(0, 1))
+    assert received == [collect_local(spec, rank, 2, (0, 1), 1) for rank in range(2)]
+
+
 class BuggyTask(ToyTask):
     def transform(self, sample: object, random: object, training: bool) -> dict[str, np.ndarray]:
         raise ZeroDivisionError("a bug in the task")

@@ -35,7 +35,12 @@ class SampleTransform(Protocol):
     @property
     def columns(self) -> tuple[str, ...]: ...
 
+    @property
+    def num_partners(self) -> int: ...
+
     def transform(self, sample: Sample, random: SampleRandom, training: bool) -> Arrays: ...
+
+    def compose(self, samples: Sequence[Sample], random: SampleRandom) -> Arrays: ...
 
     def collate(self, items: Sequence[Arrays]) -> Arrays: ...
 
@@ -88,16 +93,17 @@ class BatchMaker:
 
     def __call__(self, job: WorkerBatch) -> tuple[Arrays, tuple[CorruptSample, ...]]:
         """Read and transform in one go."""
-        table, corrupt = self.reader(job.rows)
+        table, corrupt = self.reader(job.reads)
         return self.make(job, table, corrupt)
 
     def make(
         self, job: WorkerBatch, table: pa.Table, unreadable: tuple[CorruptSample, ...] = ()
     ) -> tuple[Arrays, tuple[CorruptSample, ...]]:
-        """Transform and collate the samples in ``table``: those of ``job.rows`` that are not in ``unreadable``.
+        """Transform and collate the samples in ``table``: those of ``job.reads`` that are not in ``unreadable``.
 
         A corrupt sample is replaced by another of the same split, chosen by (seed, epoch, row): in training it takes
-        the place, in evaluation it is a filler, which never counts.
+        the place, in evaluation it is a filler, which never counts. Where a partner cannot be read, or a replacement
+        has none, the sample itself is its partner.
 
         Returns:
             The task's arrays plus ``index`` (b,) int64, row numbers really used, and ``is_filler`` (b,) bool; and the
@@ -108,10 +114,13 @@ class BatchMaker:
                 that do not fit into one batch.
         """
         corrupt = {sample.row: sample for sample in unreadable}
-        samples = self._decode([row for row in job.rows.tolist() if row not in corrupt], table, corrupt)
+        samples = self._decode([row for row in job.reads.tolist() if row not in corrupt], table, corrupt)
         items, index, is_filler = [], job.rows.copy(), job.is_filler.copy()
         for position, row in enumerate(job.rows.tolist()):
-            item = self._transform(job.epoch, row, samples[row], corrupt) if row in samples else None
+            item = None
+            if row in samples:
+                partners = [samples.get(other, samples[row]) for other in job.partners[position].tolist()]
+                item = self._transform(job.epoch, row, samples[row], partners, corrupt)
             if item is None:
                 item, index[position] = self._replace(job.epoch, row, corrupt)
                 is_filler[position] |= not self.training
@@ -140,10 +149,15 @@ class BatchMaker:
                 self._note(row, error, None, corrupt)
         return samples
 
-    def _transform(self, epoch: int, row: int, sample: Sample, corrupt: dict[int, CorruptSample]) -> Arrays | None:
+    def _transform(
+        self, epoch: int, row: int, sample: Sample, partners: Sequence[Sample], corrupt: dict[int, CorruptSample]
+    ) -> Arrays | None:
         """The sample's arrays, or None (and an entry in ``corrupt``) when it is corrupt and that is tolerated."""
+        random = SampleRandom(self.seed, epoch, sample.token)
         try:
-            return self.task.transform(sample, SampleRandom(self.seed, epoch, sample.token), self.training)
+            if not partners:
+                return self.task.transform(sample, random, self.training)
+            return self.task.compose([sample, *partners], random)
         except CORRUPT_ERRORS as error:
             self._note(row, error, sample.token, corrupt)
             return None
@@ -164,7 +178,8 @@ class BatchMaker:
             table, unreadable = self.reader(np.array([other]))
             corrupt.update({sample.row: sample for sample in unreadable})
             for row_number, sample in self._decode([] if unreadable else [other], table, corrupt).items():
-                item = self._transform(epoch, row_number, sample, corrupt)
+                alone = [sample] * self.task.num_partners if self.training else []
+                item = self._transform(epoch, row_number, sample, alone, corrupt)
                 if item is not None:
                     return item, other
         raise UserError(f"{corrupt[row].message}; and none of {_REPLACEMENT_ATTEMPTS} other samples could replace it")

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from sensorlab.data.dataset import PreparedDataset
 from sensorlab.data.prepare_shards import Progress, usable_cores
 from sensorlab.data.sample import Boxes, CameraFrame, PointSweep, Sample
-from sensorlab.data.schema import arrow_schema, decode_table
+from sensorlab.data.schema import ADDED_COLUMNS, arrow_schema, decode_table
 from sensorlab.data.shards import ShardInfo, content_digest, damaged_shard, file_sha256, read_row_group, sample_digest
 from sensorlab.data.sources.camera_jpeg import decode_jpeg
 from sensorlab.data.statistics import ContentStatistics
@@ -125,7 +125,8 @@ def _read_shard(root: Path, shard: ShardInfo, findings: list[str]) -> Iterator[S
     except (OSError, pa.ArrowException) as error:
         findings.append(str(damaged_shard(path, error)))
         return
-    if not schema.equals(arrow_schema()):
+    earlier = pa.schema([field for field in arrow_schema() if field.name not in ADDED_COLUMNS])
+    if not schema.equals(arrow_schema()) and not schema.equals(earlier):
         findings.append(f"{shard.file}: its columns are not those of the sample schema")
         return
     if rows != shard.rows:

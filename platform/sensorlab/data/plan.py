@@ -17,6 +17,7 @@ import numpy as np
 
 from sensorlab.config import digest
 from sensorlab.data.order import OrderPolicy, Scores, SplitFacts
+from sensorlab.data.random_streams import keyed_generator
 from sensorlab.errors import UserError
 
 # What happens to the last, partial global batch of an epoch:
@@ -38,6 +39,14 @@ class WorkerBatch:
     world_size: int
     rows: np.ndarray  # (B / world_size,) int64 row numbers
     is_filler: np.ndarray  # (B / world_size,) bool
+    partners: np.ndarray  # (B / world_size, K) int64 row numbers of the samples that each one is composed with
+
+    @property
+    def reads(self) -> np.ndarray:
+        """Row numbers to read: those of the samples, then those of partners that are not among them."""
+        if not self.partners.size:
+            return self.rows
+        return np.array(list(dict.fromkeys([*self.rows.tolist(), *self.partners.ravel().tolist()])), np.int64)
 
     @property
     def name(self) -> str:
@@ -50,6 +59,8 @@ class StreamPlan:
 
     Args:
         max_batches: an epoch ends after this many of its global batches.
+        num_partners: other samples that each one is composed with (mosaic, mixup).
+        partner_window: positions of an epoch among which partners are drawn, so that reading stays local.
     """
 
     facts: SplitFacts
@@ -58,6 +69,8 @@ class StreamPlan:
     global_batch: int
     remainder: Remainder
     max_batches: int | None = None
+    num_partners: int = 0
+    partner_window: int = 1
     # (epoch, scores) -> order, of the last two that were asked for
     _orders: dict[tuple[int, ScoresKey], np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
@@ -113,8 +126,10 @@ class StreamPlan:
         Sender and receiver of a stream compare it, and so does a run that goes on from a checkpoint: the row groups
         are part of it, which the digest of a dataset's content leaves out and the order of an epoch follows.
         """
+        composed = {"partners": [self.num_partners, self.partner_window]} if self.num_partners else {}
         return digest(
-            {
+            composed
+            | {
                 "dataset": self.facts.digest,
                 "row_groups": hashlib.sha256(np.ascontiguousarray(self.facts.row_groups, "<i8").data).hexdigest(),
                 "policy": repr(self.policy),
@@ -168,7 +183,21 @@ class StreamPlan:
         positions = batch * self.global_batch + rank * size + np.arange(size)
         beyond = positions >= len(order)
         is_filler = beyond if self.remainder == "fill" else np.zeros(size, bool)
-        return WorkerBatch(epoch, batch, rank, world_size, order[positions % len(order)], is_filler)
+        rows = order[positions % len(order)]
+        return WorkerBatch(
+            epoch, batch, rank, world_size, rows, is_filler, self._partners(order, epoch, batch, rank, size)
+        )
+
+    def _partners(self, order: np.ndarray, epoch: int, batch: int, rank: int, size: int) -> np.ndarray:
+        """(size, K) rows: for each position uniform draws from its window of the epoch, which may be the row itself."""
+        if not self.num_partners:
+            return np.zeros((size, 0), np.int64)
+        window = max(self.partner_window, self.global_batch)
+        start = batch * self.global_batch // window * window
+        width = min(window, len(order) - start)
+        generator = keyed_generator("partners", self.facts.digest, self.seed, epoch, batch)
+        draws = generator.random((self.global_batch, self.num_partners))  # of all workers: each takes its slice
+        return order[start + (draws[rank * size : (rank + 1) * size] * width).astype(np.int64)]
 
     def cursors(self, start: tuple[int, int], end_epoch: int) -> Iterator[tuple[int, int]]:
         """(epoch, batch) from the cursor ``start`` up to, not including, ``end_epoch``."""

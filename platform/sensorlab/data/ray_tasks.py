@@ -61,7 +61,7 @@ class MakeBlocks:
 
     def _block(self, job: WorkerBatch) -> pa.Table:
         if isinstance(self.work, RowReader):
-            table, corrupt = self.work(job.rows)
+            table, corrupt = self.work(job.reads)
             return encode_payload(job, self.fingerprint, "samples", pack_table(table), corrupt)
         arrays, corrupt = self.work(job)
         return encode_payload(job, self.fingerprint, "arrays", pack_arrays(arrays), corrupt)

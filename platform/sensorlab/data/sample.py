@@ -29,7 +29,7 @@ class CameraFrame:
     """One encoded image with its calibration at its own time."""
 
     name: str
-    jpeg: bytes
+    jpeg: bytes  # encoded image: JPEG, or PNG where the source has that
     width: int  # pixels of the encoded image
     height: int
     intrinsics: np.ndarray  # (3, 3) float64, pixels of the encoded image, pixel centres at integer coordinates
@@ -70,6 +70,25 @@ class Boxes:
 
 
 @dataclass(frozen=True)
+class Boxes2D:
+    """Annotated boxes in the images, as arrays over M boxes.
+
+    Coordinates are continuous pixels of the encoded image: 0 is its left or upper border, not the centre of its first
+    pixel, so a box over all of a W x H image is (0, 0, W, H).
+    """
+
+    category: list[str] = field(default_factory=list)  # for example "RBC"
+    instance: list[str] = field(default_factory=list)  # equal for one object over a sequence; "" where unknown
+    camera: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # (M,) position in Sample.cameras
+    xyxy: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))  # (M, 4) float64: left, top, right, bottom
+    area: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (M,) float64, px^2: of the mask where there is one
+    ignore: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int8))  # 1: crowd or difficult, not scored
+
+    def __len__(self) -> int:
+        return len(self.category)
+
+
+@dataclass(frozen=True)
 class Sample:
     """Everything one training example needs."""
 
@@ -82,3 +101,4 @@ class Sample:
     radars: list[PointSweep] = field(default_factory=list)  # keyframe sweeps first (time_lag 0), then older ones
     lidars: list[PointSweep] = field(default_factory=list)
     boxes: Boxes = field(default_factory=Boxes)
+    boxes2d: Boxes2D = field(default_factory=Boxes2D)

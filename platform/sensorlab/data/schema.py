@@ -8,18 +8,22 @@ read decodes to an empty list. Plain Arrow types only, no extension types: any P
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from sensorlab.data.sample import LIDAR_FIELDS, RADAR_FIELDS, Boxes, CameraFrame, PointSweep, Sample
+from sensorlab.data.sample import LIDAR_FIELDS, RADAR_FIELDS, Boxes, Boxes2D, CameraFrame, PointSweep, Sample
 from sensorlab.errors import UserError
 
 SCHEMA_VERSION = 1
 # Read with every request: they identify a sample and place it in the world.
 META_COLUMNS = ("token", "scene", "scene_token", "timestamp", "global_from_ego")
-SENSOR_COLUMNS = ("cameras", "radars", "lidars", "boxes")
+SENSOR_COLUMNS = ("cameras", "radars", "lidars", "boxes", "boxes2d")
+ADDED_COLUMNS = ("boxes2d",)
+"""Columns that shards of before may lack. They decode as empty, and count in a sample's digest only where they are not,
+so that datasets of before stay what they are."""
 
 _MATRIX = pa.list_(pa.float64())
 _CAMERA = pa.struct(
@@ -58,6 +62,16 @@ _BOX = pa.struct(
         ("num_radar_points", pa.int32()),
     ]
 )
+_BOX2D = pa.struct(
+    [
+        ("category", pa.string()),
+        ("instance", pa.string()),
+        ("camera", pa.int32()),
+        ("xyxy", pa.list_(pa.float64())),  # 4: left, top, right, bottom in pixels
+        ("area", pa.float64()),
+        ("ignore", pa.int8()),
+    ]
+)
 _SCHEMA = pa.schema(
     [
         ("token", pa.string()),
@@ -69,12 +83,33 @@ _SCHEMA = pa.schema(
         ("radars", pa.list_(_SWEEP)),
         ("lidars", pa.list_(_SWEEP)),
         ("boxes", pa.list_(_BOX)),
+        ("boxes2d", pa.list_(_BOX2D)),
     ]
 )
-_BOX_VECTORS = {"center": 3, "size": 3, "rotation": 4, "velocity": 3}
-_BOX_SCALARS = {"visibility": np.int8, "num_lidar_points": np.int32, "num_radar_points": np.int32}
 
 ItemT = TypeVar("ItemT")
+BoxesT = TypeVar("BoxesT", Boxes, Boxes2D)
+
+
+@dataclass(frozen=True)
+class _Layout(Generic[BoxesT]):
+    """Fields of a class of arrays over boxes, by their kind."""
+
+    kind: type[BoxesT]
+    texts: tuple[str, ...]
+    vectors: Mapping[str, int]  # name -> number of values
+    scalars: Mapping[str, type]
+
+
+_BOXES = _Layout(
+    Boxes,
+    ("token", "instance", "category", "attributes"),
+    {"center": 3, "size": 3, "rotation": 4, "velocity": 3},
+    {"visibility": np.int8, "num_lidar_points": np.int32, "num_radar_points": np.int32},
+)
+_BOXES2D = _Layout(
+    Boxes2D, ("category", "instance"), {"xyxy": 4}, {"camera": np.int32, "area": np.float64, "ignore": np.int8}
+)
 
 
 def arrow_schema(columns: Sequence[str] | None = None) -> pa.Schema:
@@ -103,7 +138,8 @@ def encode_sample(sample: Sample) -> dict[str, Any]:
         "cameras": [_encode_camera(camera) for camera in sample.cameras],
         "radars": [_encode_sweep(sweep, len(RADAR_FIELDS)) for sweep in sample.radars],
         "lidars": [_encode_sweep(sweep, len(LIDAR_FIELDS)) for sweep in sample.lidars],
-        "boxes": _encode_boxes(sample.boxes),
+        "boxes": _encode_boxes(sample.boxes, _BOXES),
+        "boxes2d": _encode_boxes(sample.boxes2d, _BOXES2D),
     }
 
 
@@ -126,7 +162,8 @@ def decode_sample(row: Mapping[str, Any]) -> Sample:
         cameras=[_decode_camera(camera) for camera in _items(row, "cameras")],
         radars=[_decode_sweep(sweep, len(RADAR_FIELDS)) for sweep in _items(row, "radars")],
         lidars=[_decode_sweep(sweep, len(LIDAR_FIELDS)) for sweep in _items(row, "lidars")],
-        boxes=_decode_boxes(_items(row, "boxes")),
+        boxes=_decode_boxes(_items(row, "boxes"), _BOXES),
+        boxes2d=_decode_boxes(_items(row, "boxes2d"), _BOXES2D),
     )
 
 
@@ -179,17 +216,12 @@ def _encode_sweep(sweep: PointSweep, fields: int) -> dict[str, Any]:
     }
 
 
-def _encode_boxes(boxes: Boxes) -> list[dict[str, Any]]:
+def _encode_boxes(boxes: Boxes | Boxes2D, layout: _Layout) -> list[dict[str, Any]]:
     rows = []
     for index in range(len(boxes)):
-        row: dict[str, Any] = {
-            "token": boxes.token[index],
-            "instance": boxes.instance[index],
-            "category": boxes.category[index],
-            "attributes": list(boxes.attributes[index]),
-        }
-        row.update({name: _flat(getattr(boxes, name)[index], size) for name, size in _BOX_VECTORS.items()})
-        row.update({name: int(getattr(boxes, name)[index]) for name in _BOX_SCALARS})
+        row: dict[str, Any] = {name: getattr(boxes, name)[index] for name in layout.texts}
+        row.update({name: _flat(getattr(boxes, name)[index], size) for name, size in layout.vectors.items()})
+        row.update({name: getattr(boxes, name)[index].item() for name in layout.scalars})
         rows.append(row)
     return rows
 
@@ -244,18 +276,13 @@ def _decode_sweep(row: Mapping[str, Any], fields: int) -> PointSweep:
     )
 
 
-def _decode_boxes(rows: Sequence[Mapping[str, Any]]) -> Boxes:
-    arrays: dict[str, Any] = {
-        name: np.array([row[name] for row in rows], np.float64).reshape(-1, size) for name, size in _BOX_VECTORS.items()
-    }
-    arrays.update({name: np.array([row[name] for row in rows], dtype) for name, dtype in _BOX_SCALARS.items()})
-    return Boxes(
-        token=[row["token"] for row in rows],
-        instance=[row["instance"] for row in rows],
-        category=[row["category"] for row in rows],
-        attributes=[list(row["attributes"]) for row in rows],
-        **arrays,
-    )
+def _decode_boxes(rows: Sequence[Mapping[str, Any]], layout: _Layout[BoxesT]) -> BoxesT:
+    values: dict[str, Any] = {name: [row[name] for row in rows] for name in layout.texts}
+    for name, size in layout.vectors.items():
+        values[name] = np.array([row[name] for row in rows], np.float64).reshape(-1, size)
+    for name, dtype in layout.scalars.items():
+        values[name] = np.array([row[name] for row in rows], dtype)
+    return layout.kind(**values)
 
 
 def _decode_batch(batch: pa.RecordBatch) -> Iterator[Sample]:
@@ -265,7 +292,8 @@ def _decode_batch(batch: pa.RecordBatch) -> Iterator[Sample]:
     cameras = _per_row(batch, "cameras", names, _camera_factory)
     radars = _per_row(batch, "radars", names, lambda items: _sweep_factory(items, len(RADAR_FIELDS), "radars"))
     lidars = _per_row(batch, "lidars", names, lambda items: _sweep_factory(items, len(LIDAR_FIELDS), "lidars"))
-    boxes = _boxes_per_row(batch.column("boxes")) if "boxes" in names else None
+    boxes = _boxes_per_row(batch, _BOXES, "boxes")
+    boxes2d = _boxes_per_row(batch, _BOXES2D, "boxes2d")
     for index, (token, scene, scene_token, timestamp) in enumerate(zip(*scalars, strict=True)):
         yield Sample(
             token=token,
@@ -276,7 +304,8 @@ def _decode_batch(batch: pa.RecordBatch) -> Iterator[Sample]:
             cameras=cameras(index),
             radars=radars(index),
             lidars=lidars(index),
-            boxes=Boxes() if boxes is None else boxes(index),
+            boxes=boxes(index),
+            boxes2d=boxes2d(index),
         )
 
 
@@ -352,21 +381,18 @@ def _sweep_factory(items: pa.StructArray, fields: int, column: str) -> Callable[
     return make
 
 
-def _boxes_per_row(array: pa.ListArray) -> Callable[[int], Boxes]:
+def _boxes_per_row(batch: pa.RecordBatch, layout: _Layout[BoxesT], column: str) -> Callable[[int], BoxesT]:
+    """Function from a row number to that row's boxes; none where the column was not read."""
+    if column not in batch.schema.names:
+        return lambda row: layout.kind()
+    array = batch.column(column)
     offsets, items = _offsets(array), array.flatten()
-    texts: dict[str, Any] = {
-        key: items.field(key).to_pylist() for key in ("token", "instance", "category", "attributes")
-    }
-    arrays: dict[str, Any] = {
-        key: _shaped(items.field(key), (size,), f"boxes.{key}") for key, size in _BOX_VECTORS.items()
-    }
-    arrays.update({key: items.field(key).to_numpy() for key in _BOX_SCALARS})
+    values: dict[str, Any] = {name: items.field(name).to_pylist() for name in layout.texts}
+    values |= {name: _shaped(items.field(name), (size,), f"{column}.{name}") for name, size in layout.vectors.items()}
+    values |= {name: items.field(name).to_numpy() for name in layout.scalars}
 
-    def make(row: int) -> Boxes:
+    def make(row: int) -> BoxesT:
         part = slice(offsets[row], offsets[row + 1])
-        return Boxes(
-            **{key: values[part] for key, values in texts.items()},
-            **{key: values[part] for key, values in arrays.items()},
-        )
+        return layout.kind(**{name: content[part] for name, content in values.items()})
 
     return make

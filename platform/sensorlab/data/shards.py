@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from sensorlab.config import StrictModel
 from sensorlab.data.sample import Sample
-from sensorlab.data.schema import arrow_schema, encode_table
+from sensorlab.data.schema import ADDED_COLUMNS, arrow_schema, encode_table
 from sensorlab.errors import UserError
 
 DEFAULT_ROW_GROUP_SIZE = 8
@@ -167,7 +167,9 @@ def _feed(state: Any, value: Any) -> None:
         state.update(text)
     else:
         for field in fields(value):
-            _feed(state, getattr(value, field.name))
+            content = getattr(value, field.name)
+            if field.name not in ADDED_COLUMNS or len(content):
+                _feed(state, content)
 
 
 def content_digest(splits: Iterable[tuple[str, Sequence[bytes]]]) -> str:

@@ -128,7 +128,12 @@ class StreamSpec:
             raise UserError(f"split {self.split.name!r} of the dataset has no samples")
         remainder = self.config.last_batch if self.training else "fill"
         max_batches = self.max_batches if self.training else None
-        return StreamPlan(facts, self._policy(), self.seed, self.global_batch, remainder, max_batches)
+        num_partners = self.task.num_partners if self.training else 0
+        largest = int(self.split.row_groups[:, 2].max())
+        return StreamPlan(
+            *(facts, self._policy(), self.seed, self.global_batch, remainder, max_batches, num_partners),
+            partner_window=self.config.window_row_groups * largest,
+        )
 
     def _policy(self) -> OrderPolicy:
         if self.policy is not None:

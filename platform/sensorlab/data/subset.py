@@ -66,6 +66,10 @@ class Unaugmented:
     def columns(self) -> tuple[str, ...]:
         return tuple(self.task.columns)
 
+    @property
+    def num_partners(self) -> int:
+        return 0
+
     def transform(self, sample: Sample, random: SampleRandom, training: bool) -> Arrays:
         arrays: Arrays = self.task.transform(sample, random, False)
         return arrays
@@ -73,6 +77,9 @@ class Unaugmented:
     def collate(self, items: Sequence[Arrays]) -> Arrays:
         arrays: Arrays = self.task.collate(items)
         return arrays
+
+    def compose(self, samples: Sequence[Sample], random: SampleRandom) -> Arrays:
+        raise NotImplementedError("a transform without augmentation has no partners")
 
     def sample_classes(self, sample: Sample) -> Mapping[str, int]:
         classes: Mapping[str, int] = self.task.sample_classes(sample)

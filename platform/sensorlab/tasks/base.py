@@ -51,9 +51,22 @@ class BaseTask(ABC):
     def columns(self) -> tuple[str, ...]:
         """Columns of the sample schema that ``transform`` needs; the stream reads no others."""
 
+    @property
+    def num_partners(self) -> int:
+        """Other samples of the split that each training sample is composed with (mosaic: 3). The plan of the epoch
+        chooses them, so that they do not depend on workers, reading or resuming."""
+        return 0
+
     @abstractmethod
     def transform(self, sample: Sample, random: SampleRandom, training: bool) -> Arrays:
         """Decode, augment and label one sample. Pure: equal arguments give equal bytes. No batch dimension."""
+
+    def compose(self, samples: Sequence[Sample], random: SampleRandom) -> Arrays:
+        """The training transform of a task with partners: one sample made of the first of ``samples`` and the others.
+
+        ``random`` belongs to the first. Pure, as ``transform``.
+        """
+        raise NotImplementedError
 
     def collate(self, items: Sequence[Arrays]) -> Arrays:
         """Stack transformed samples along a new first dimension. Override for ragged arrays (values + offsets).

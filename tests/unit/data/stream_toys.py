@@ -85,6 +85,7 @@ class ToyTask:
     """Decodes the image, draws augmentation, and outputs uint8, float32, int64 and bool arrays."""
 
     columns = ("cameras", "lidars")
+    num_partners = 0
 
     def sample_classes(self, sample: Sample) -> Mapping[str, int]:
         return Counter(sample.boxes.category)
@@ -99,6 +100,11 @@ class ToyTask:
             "flip": np.bool_(training and random.stream("flip").random() < 0.5),
             "points": sample.lidars[0].points,
         }
+
+    def compose(self, samples: Sequence[Sample], random: SampleRandom) -> dict[str, np.ndarray]:
+        """The first sample, and who its partners are."""
+        partners = np.array([sample.timestamp for sample in samples[1:]], np.int64)
+        return {**self.transform(samples[0], random, True), "partners": partners}
 
     def collate(self, items: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Ragged points are packed: values and the number of points of each sample."""

@@ -26,7 +26,7 @@ from sensorlab.data.payload import (
 )
 from sensorlab.data.plan import WorkerBatch
 
-JOB = WorkerBatch(3, 14, 1, 2, np.array([4, 5]), np.array([False, True]))
+JOB = WorkerBatch(3, 14, 1, 2, np.array([4, 5]), np.array([False, True]), np.zeros((2, 0), np.int64))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
