@@ -88,7 +88,8 @@ class Detect(nn.Module):
         As in focal loss (Lin et al. 2017, section 3.3), so that the many empty cells do not swamp the first steps.
         """
         for conv, stride in zip(self.m, strides, strict=True):
-            assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+            assert isinstance(conv, nn.Conv2d)
+            assert conv.bias is not None
             bias = conv.bias.detach().view(self.num_anchors, -1)  # (anchors, 5 + classes), shares the memory
             num_classes = bias.shape[1] - 5
             bias[:, 4] += math.log(8 / (640 / stride) ** 2)
