@@ -125,7 +125,18 @@ def yolo_ap(
     score = 0.1
     if rules.operating_point == "best_f1":
         at_score, score = _at_best_f1(curves, f1_curve, counts)
-    return YOLOResult(values, *at_score, f1_score(*at_score), pr_curve, *curves, f1_curve, score, counts)
+    return YOLOResult(
+        average_precision=values,
+        precision=at_score[0],
+        recall=at_score[1],
+        f1=f1_score(*at_score),
+        pr_curve=pr_curve,
+        precision_curve=curves[0],
+        recall_curve=curves[1],
+        f1_curve=f1_curve,
+        operating_score=score,
+        counts=counts,
+    )
 
 
 def correct_detections(
@@ -174,7 +185,7 @@ def f1_score(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
 
 
 def _at_best_f1(curves: np.ndarray, f1_curve: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, float]:
-    """Precision and recall (2, C) at the score of the highest F1, averaged over classes and smoothed, and that score."""
+    """Precision and recall (2, C) at the score of the highest smoothed mean F1 of the classes, and that score."""
     if not counts.any():
         return curves[:, :, 0], float("nan")
     position = int(smooth(f1_curve[counts > 0].mean(axis=0), 0.1).argmax())
