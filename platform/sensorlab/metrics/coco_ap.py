@@ -50,16 +50,27 @@ class COCOResult:
         position = -1 if limit is None else self.limits.index(limit)
         return self.recall[:, :, self.areas.index(area), position].mean(axis=0)
 
-    def summary(self) -> dict[str, float]:
-        """The twelve COCO numbers by name (with other thresholds and limits: those there are); NaN for no truths."""
-        last = self.limits[-1]
+    @property
+    def pr_curve(self) -> np.ndarray:
+        """(C, R) precision at the recalls and the first threshold, all sizes."""
+        return self.precision[0, :, :, 0].T
+
+    def truths(self) -> np.ndarray:
+        """(C,) int64 truths of all sizes that count."""
+        return self.counts[:, 0]
+
+    def per_class(self) -> dict[str, np.ndarray]:
+        """The numbers of :meth:`summary` for each class, (C,) each."""
+        last, sizes = self.limits[-1], self.areas[1:]
         numbers = {"ap": self.ap()}
         numbers |= {f"ap{100 * t:.0f}": self.ap(t) for t in (0.5, 0.75) if np.isclose(self.thresholds, t).any()}
-        sizes = [area for area in self.areas if area != "all"]
         numbers |= {f"ap_{area}": self.ap(area=area) for area in sizes}
         numbers |= {f"ar{limit}": self.ar(limit) for limit in self.limits}
-        numbers |= {f"ar_{area}": self.ar(last, area) for area in sizes}
-        return {name: mean_or_nan(per_class) for name, per_class in numbers.items()}
+        return numbers | {f"ar_{area}": self.ar(last, area) for area in sizes}
+
+    def summary(self) -> dict[str, float]:
+        """The twelve COCO numbers by name (with other thresholds and limits: those there are); NaN for no truths."""
+        return {name: mean_or_nan(values) for name, values in self.per_class().items()}
 
 
 def coco_ap(

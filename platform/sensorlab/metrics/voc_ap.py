@@ -30,10 +30,22 @@ class VOCResult:
     counts: np.ndarray  # (C,) int64 truths that count
     thresholds: tuple[float, ...]  # T
 
+    def ap(self) -> np.ndarray:
+        """(C,) mean over the thresholds."""
+        return self.average_precision.mean(axis=1)
+
+    def truths(self) -> np.ndarray:
+        """(C,) int64 truths that count."""
+        return self.counts
+
+    def per_class(self) -> dict[str, np.ndarray]:
+        """The numbers of :meth:`summary` for each class, (C,) each."""
+        columns = zip(self.thresholds, self.average_precision.T, strict=True)
+        return {f"ap{100 * threshold:.0f}": column for threshold, column in columns}
+
     def summary(self) -> dict[str, float]:
         """``ap50`` and so on: mean over the classes that have truths; NaN if none has."""
-        columns = zip(self.thresholds, self.average_precision.T, strict=True)
-        return {f"ap{100 * threshold:.0f}": mean_or_nan(column) for threshold, column in columns}
+        return {name: mean_or_nan(values) for name, values in self.per_class().items()}
 
 
 def voc_ap(

@@ -48,14 +48,14 @@ RULES: dict[Definition, YOLORules] = {
 
 @dataclass(frozen=True)
 class YOLOResult:
-    """All of it is NaN where a class has no truth. Axes: T thresholds, C classes, S = 1000 scores (``SCORES``)."""
+    """All of it is NaN where a class has no truth. Axes: T = 10 thresholds, C classes, S = 1000 scores (``SCORES``)."""
 
     average_precision: np.ndarray  # (C, T) float64
-    precision: np.ndarray  # (C,) float64 at the operating point and the first threshold, as recall and f1
+    precision: np.ndarray  # (C,) float64 at the operating point and IoU .5, as recall and f1
     recall: np.ndarray  # (C,)
     f1: np.ndarray  # (C,)
-    pr_curve: np.ndarray  # (C, 101): precision at recalls 0, 0.01 .. 1, as it is integrated, at the first threshold
-    precision_curve: np.ndarray  # (C, S) over the score, at the first threshold
+    pr_curve: np.ndarray  # (C, 101): precision at recalls 0, 0.01 .. 1, as it is integrated, at IoU .5
+    precision_curve: np.ndarray  # (C, S) over the score, at IoU .5
     recall_curve: np.ndarray  # (C, S)
     f1_curve: np.ndarray  # (C, S)
     operating_score: float  # of precision, recall and f1
@@ -65,16 +65,24 @@ class YOLOResult:
         """(C,) mean over the thresholds."""
         return self.average_precision.mean(axis=1)
 
-    def summary(self) -> dict[str, float]:
-        """``precision``, ``recall``, ``ap50`` (the first threshold), ``ap`` and ``fitness``; NaN for no truths."""
-        ap50, ap = mean_or_nan(self.average_precision[:, 0]), mean_or_nan(self.ap())
+    def truths(self) -> np.ndarray:
+        """(C,) int64."""
+        return self.counts
+
+    def per_class(self) -> dict[str, np.ndarray]:
+        """``precision``, ``recall``, ``f1``, ``ap50`` and ``ap`` of each class, (C,) each."""
         return {
-            "precision": mean_or_nan(self.precision),
-            "recall": mean_or_nan(self.recall),
-            "ap50": ap50,
-            "ap": ap,
-            "fitness": fitness(ap50, ap),
+            "precision": self.precision,
+            "recall": self.recall,
+            "f1": self.f1,
+            "ap50": self.average_precision[:, 0],
+            "ap": self.ap(),
         }
+
+    def summary(self) -> dict[str, float]:
+        """``precision``, ``recall``, ``ap50``, ``ap``: means of the classes; ``fitness``. NaN for no truths."""
+        means = {name: mean_or_nan(values) for name, values in self.per_class().items() if name != "f1"}
+        return {**means, "fitness": fitness(means["ap50"], means["ap"])}
 
     def matches(self) -> tuple[np.ndarray, np.ndarray]:
         """(C,) found and wrong detections at the operating point, whole numbers worked out from the rates."""
@@ -93,7 +101,6 @@ def yolo_ap(
     num_classes: int,
     *,
     rules: YOLORules,
-    thresholds: tuple[float, ...] = IOU_THRESHOLDS,
 ) -> YOLOResult:
     """Average precision, precision and recall of every class 0 .. ``num_classes`` - 1.
 
@@ -101,12 +108,11 @@ def yolo_ap(
         detections: in any order; of equal scores the lower image comes first, then the earlier one.
         truths: in any order; those with ``ignore`` set are left out.
         rules: ``RULES["yolov5-v3"]`` or ``RULES["yolov5-v7"]``.
-        thresholds: of the IoU, ascending.
     """
     detections, truths = detections.ranked(), take(truths, ~truths.ignore)
-    correct = correct_detections(detections, truths, thresholds, rules)  # (T, M)
+    correct = correct_detections(detections, truths, rules)  # (T, M)
     counts = np.bincount(truths.classes, minlength=num_classes)
-    values = np.full((num_classes, len(thresholds)), np.nan)
+    values = np.full((num_classes, len(IOU_THRESHOLDS)), np.nan)
     pr_curve = np.full((num_classes, len(RECALLS)), np.nan)
     curves = np.full((2, num_classes, len(SCORES)), np.nan)  # precision, recall
     at_score = np.full((2, num_classes), np.nan)
@@ -139,15 +145,13 @@ def yolo_ap(
     )
 
 
-def correct_detections(
-    detections: Detections, truths: Truths, thresholds: tuple[float, ...], rules: YOLORules
-) -> np.ndarray:
+def correct_detections(detections: Detections, truths: Truths, rules: YOLORules) -> np.ndarray:
     """(T, M) bool: which of the ranked detections find a truth at which threshold."""
     if rules.claims == "per_threshold":
-        return claims_per_threshold(detections, truths, thresholds, rules.comparison)[0]
-    truth, overlap = best_truths(overlapping_pairs(detections, truths, min(thresholds)), len(detections))
-    first = first_claims(truth, reaches(overlap, thresholds[0], rules.comparison))
-    return np.stack([first & reaches(overlap, threshold, rules.comparison) for threshold in thresholds])
+        return claims_per_threshold(detections, truths, IOU_THRESHOLDS, rules.comparison)[0]
+    truth, overlap = best_truths(overlapping_pairs(detections, truths, IOU_THRESHOLDS[0]), len(detections))
+    first = first_claims(truth, reaches(overlap, IOU_THRESHOLDS[0], rules.comparison))
+    return np.stack([first & reaches(overlap, threshold, rules.comparison) for threshold in IOU_THRESHOLDS])
 
 
 def sampled_precision(recall: np.ndarray, precision: np.ndarray, tail: Literal["cut", "linear"]) -> np.ndarray:
