@@ -94,8 +94,8 @@ def confusion_matrix(
     wrong = ~matched & ~excused
     counts = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     np.add.at(counts, (detections.classes[matched], truths.classes[truth[matched]]), 1)
-    np.add.at(counts, (detections.classes[wrong], num_classes), 1)
-    np.add.at(counts, (num_classes, truths.classes[missed]), 1)
+    counts[:, num_classes] += np.bincount(detections.classes[wrong], minlength=num_classes + 1)
+    counts[num_classes] += np.bincount(truths.classes[missed], minlength=num_classes + 1)
     return counts
 
 

@@ -71,7 +71,7 @@ def read_batch(
 
 
 def _columns(source: Mapping[str, Any], names: tuple[str, ...], batch_size: int) -> dict[str, np.ndarray]:
-    """The named arrays, of one length; the third or fourth of them is the position in the batch."""
+    """The named arrays: of one length, the positions inside the batch."""
     missing = [name for name in names if name not in source]
     if missing:
         raise ValueError(f"detection metrics need {', '.join(names)}; {', '.join(missing)} is missing")
@@ -81,9 +81,9 @@ def _columns(source: Mapping[str, Any], names: tuple[str, ...], batch_size: int)
         shape = (length, 4) if name.endswith("_boxes") else (length,)
         if column.shape != shape:
             raise ValueError(f"{name} has the shape {column.shape}, but {names[-1]} makes it {shape}")
-    position = next(column for name, column in columns.items() if name.endswith("_image"))
-    if ((position < 0) | (position >= batch_size)).any():
-        raise ValueError(f"{names[0][:-5]}image holds positions outside 0 .. {batch_size - 1} of the batch")
+    image = next(name for name in names if name.endswith("_image"))
+    if ((columns[image] < 0) | (columns[image] >= batch_size)).any():
+        raise ValueError(f"{image} holds positions outside the batch, 0 .. {batch_size - 1}")
     return columns
 
 
@@ -98,12 +98,11 @@ def _check(
 ) -> None:
     hint = ": has training diverged? Try a lower learning rate" if kind == "detected" else ""
     _refuse(~np.isfinite(boxes).all(axis=1), position, rows, f"a {kind} box has borders that are no numbers{hint}")
-    wrong = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
-    _refuse(wrong, position, rows, f"a {kind} box has its right border before its left one, or bottom before top")
+    inverted = (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
+    _refuse(inverted, position, rows, f"a {kind} box has its right border before its left one, or bottom before top")
     outside = (number < 0) | (number >= len(classes))
-    _refuse(
-        outside, position, rows, f"the class of a {kind} box is none of 0 .. {len(classes) - 1} ({_short(classes)})"
-    )
+    known = f"0 .. {len(classes) - 1} ({_short(classes)})"
+    _refuse(outside, position, rows, f"the class of a {kind} box is none of {known}")
 
 
 def _refuse(wrong: np.ndarray, position: np.ndarray, rows: np.ndarray, problem: str) -> None:

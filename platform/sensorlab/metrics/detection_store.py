@@ -55,7 +55,7 @@ class DetectionStore:
         self.merges = 0
 
     def update(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
-        """Add the samples of a batch that are no fillers; names and errors: :mod:`sensorlab.metrics.detection_batch`."""
+        """Add the samples of a batch that count; names and errors: :mod:`sensorlab.metrics.detection_batch`."""
         rows, detections, truths = read_batch(outputs, batch, self.classes)
         detections = take(detections, np.lexsort((-detections.scores, detections.image)))
         detections = take(detections, rank_in_group(detections.image) < self.max_per_image)
