@@ -20,7 +20,7 @@ from sensorlab.engine.evaluate import check_objective, evaluate_batch
 from sensorlab.engine.no_trace import no_trace
 from sensorlab.engine.patterns import some
 from sensorlab.engine.seeds import StepSeeds
-from sensorlab.engine.step import autocast, no_exchange, resized, to_device
+from sensorlab.engine.step import autocast, no_exchange, prepared, to_device
 from sensorlab.engine.training import Training
 from sensorlab.errors import UserError
 from sensorlab.tasks.base import Batch
@@ -96,7 +96,7 @@ def _try_training(training: Training, batch: Batch, largest: bool = False) -> li
     # A pass of this worker alone: one that fails, or has no gradient for a parameter, keeps no other waiting.
     with no_trace(training.model, device), no_exchange(training.network):
         StepSeeds(device, training.config.seed, "dry run", training.workers.rank).seed(0)
-        batch = resized(training, to_device(batch, device), largest)
+        batch = prepared(training, to_device(batch, device), largest)
         with autocast(training):
             _, terms, _ = training.network(batch)
             loss = functools.reduce(operator.add, terms.values())

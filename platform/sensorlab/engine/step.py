@@ -82,7 +82,7 @@ def _forward_backward(
         timer.start()
         batch = to_device(batch, training.workers.device)
         timer.mark("copy")
-        batch = resized(training, batch)
+        batch = prepared(training, batch)
         for callback in training.batch_callbacks:
             callback.on_batch(training, batch)
         timer.mark("prepare")
@@ -111,6 +111,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def prepared(training: Training, batch: Batch, largest: bool = False) -> Batch:
+    """The batch as the network gets it: at its size, with what its losses are divided by."""
+    batch = resized(training, batch, largest)
+    return batch | training.workers.average(training.task.normalizers(batch))
 
 
 def resized(training: Training, batch: Batch, largest: bool = False) -> Batch:

@@ -37,6 +37,19 @@ class WorkerGroup:
         """Mean of each named number over the workers that have it: a batch may give one worker what others lack."""
         return {name: sum(found) / len(found) for name, found in self._by_name(values).items()}
 
+    def average(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Mean of each tensor over the workers, which must have the same names and shapes; one exchange for all."""
+        if self.world_size == 1 or not tensors:
+            return dict(tensors)
+        # In float64, where sums of counts are exact in any order.
+        flat = torch.cat([tensor.detach().double().reshape(-1) for tensor in tensors.values()])
+        dist.all_reduce(flat)
+        parts = (flat / self.world_size).split([tensor.numel() for tensor in tensors.values()])
+        return {
+            name: part.reshape(tensor.shape).to(tensor.dtype)
+            for (name, tensor), part in zip(tensors.items(), parts, strict=True)
+        }
+
     def max(self, values: Mapping[str, float]) -> dict[str, float]:
         """Maximum of each named number over the workers that have it."""
         return {name: max(found) for name, found in self._by_name(values).items()}

@@ -92,6 +92,19 @@ class BaseTask(ABC):
         keeps its meaning.
         """
 
+    def normalizers(self, batch: Batch) -> dict[str, Tensor]:
+        """Counts that the losses of a batch are divided by (of positives, say), where they are no means over samples.
+
+        In training the engine replaces each by its mean over the workers and hands it to ``losses`` as an entry of the
+        batch, so that averaging the gradients gives those of the global batch, exactly. A batch without the entry, as
+        in evaluation, stands for itself. Computed from inputs and targets alone, before the model runs. A mean of counts
+        may be below 1: a loss that guards against division by zero must guard against 0 alone.
+
+        Returns:
+            Name of the entry to a float tensor; the same names and shapes for every batch.
+        """
+        return {}
+
     def split_samples(self, outputs: Outputs, batch: Batch) -> Iterator[tuple[Outputs, Batch]]:
         """The samples of a batch one by one, as batches of one. Override where arrays are ragged."""
         for i in range(len(batch["index"])):
