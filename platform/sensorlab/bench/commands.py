@@ -10,7 +10,7 @@ import argparse
 import importlib
 import json
 
-BENCHMARKS = ("lift", "loader", "loop", "resume", "stream", "sweep", "tracking")
+BENCHMARKS = ("detection_metrics", "lift", "loader", "loop", "resume", "stream", "sweep", "tracking")
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
