@@ -15,6 +15,7 @@ import importlib.util
 import io
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from sensorlab.geometry.boxes2d import box_area
 from sensorlab.metrics.box_sets import Detections, Truths
 from sensorlab.metrics.coco_ap import coco_ap
 from sensorlab.metrics.voc_ap import voc_ap
-from sensorlab.metrics.yolo_ap import RULES, YOLOResult, YOLORules, yolo_ap
+from sensorlab.metrics.yolo_ap import RULES, yolo_ap
 
 NAME = "detection_metrics"
 IMAGE_SIZE = 640.0  # px
@@ -54,7 +55,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "coco_s": round(seconds, 4),
     }
     for name, rules in RULES.items():
-        report[f"{name}_s"] = round(_fastest(rounds, lambda r=rules: _yolo(detections, truths, args.classes, r))[0], 4)
+        call = partial(yolo_ap, detections, truths, args.classes, rules=rules)
+        report[f"{name}_s"] = round(_fastest(rounds, call)[0], 4)
     report["voc_s"] = round(_fastest(rounds, lambda: voc_ap(detections, truths, args.classes))[0], 4)
     if importlib.util.find_spec("pycocotools") is None:
         return report | {"pycocotools_s": "not installed"}
@@ -94,10 +96,6 @@ def random_boxes(
         ),
         truths,
     )
-
-
-def _yolo(detections: Detections, truths: Truths, num_classes: int, rules: YOLORules) -> YOLOResult:
-    return yolo_ap(detections, truths, num_classes, rules=rules)
 
 
 def _fastest(rounds: int, call: Callable[[], Any]) -> tuple[float, Any]:
