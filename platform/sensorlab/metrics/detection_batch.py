@@ -49,8 +49,8 @@ def read_batch(
     counted = ~batch["is_filler"].cpu().numpy() if "is_filler" in batch else np.ones(len(rows), bool)
     found = _columns(outputs, OUTPUTS, len(rows))
     truth = _columns(batch, TARGETS, len(rows))
-    _check(found["det_image"], rows, "detected", found["det_boxes"], found["det_classes"], classes)
-    _check(truth["gt_image"], rows, "annotated", truth["gt_boxes"], truth["gt_classes"], classes)
+    _check(found["det_image"], rows, "a detected box", found["det_boxes"], found["det_classes"], classes)
+    _check(truth["gt_image"], rows, "an annotated box", truth["gt_boxes"], truth["gt_classes"], classes)
     _refuse(~np.isfinite(found["det_scores"]), found["det_image"], rows, "a detection's score is no number")
     _refuse(~np.isfinite(truth["gt_area"]), truth["gt_image"], rows, "the area of an annotated box is no number")
     detections = Detections(
@@ -96,13 +96,13 @@ def _numpy(value: Tensor) -> np.ndarray:
 def _check(
     position: np.ndarray, rows: np.ndarray, kind: str, boxes: np.ndarray, number: np.ndarray, classes: tuple[str, ...]
 ) -> None:
-    hint = ": has training diverged? Try a lower learning rate" if kind == "detected" else ""
-    _refuse(~np.isfinite(boxes).all(axis=1), position, rows, f"a {kind} box has borders that are no numbers{hint}")
+    hint = ": has training diverged? Try a lower learning rate" if kind == "a detected box" else ""
+    _refuse(~np.isfinite(boxes).all(axis=1), position, rows, f"{kind} has borders that are no numbers{hint}")
     inverted = (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
-    _refuse(inverted, position, rows, f"a {kind} box has its right border before its left one, or bottom before top")
+    _refuse(inverted, position, rows, f"{kind} has its right border before its left one, or bottom before top")
     outside = (number < 0) | (number >= len(classes))
     known = f"0 .. {len(classes) - 1} ({_short(classes)})"
-    _refuse(outside, position, rows, f"the class of a {kind} box is none of {known}")
+    _refuse(outside, position, rows, f"the class of {kind} is none of {known}")
 
 
 def _refuse(wrong: np.ndarray, position: np.ndarray, rows: np.ndarray, problem: str) -> None:

@@ -146,7 +146,7 @@ def yolo_ap(
 
 
 def correct_detections(detections: Detections, truths: Truths, rules: YOLORules) -> np.ndarray:
-    """(T, M) bool: which of the ranked detections find a truth at which threshold."""
+    """(T, M) bool: which of the ranked detections find a truth (none of them ignored) at which threshold."""
     if rules.claims == "per_threshold":
         return claims_per_threshold(detections, truths, IOU_THRESHOLDS, rules.comparison)[0]
     truth, overlap = best_truths(overlapping_pairs(detections, truths, IOU_THRESHOLDS[0]), len(detections))
@@ -197,7 +197,7 @@ def _at_best_f1(curves: np.ndarray, f1_curve: np.ndarray, counts: np.ndarray) ->
 
 
 def smooth(values: np.ndarray, fraction: float) -> np.ndarray:
-    """Moving average over about ``fraction`` of twice the values (n,), an odd number; the borders are repeated."""
-    width = round(len(values) * fraction * 2) // 2 + 1
-    half = width // 2
+    """Moving average (n,) over about ``fraction`` of the values (n,), an odd number; the borders are repeated."""
+    half = round(len(values) * fraction) // 2
+    width = 2 * half + 1
     return np.convolve(np.pad(values, half, mode="edge"), np.full(width, 1 / width), mode="valid")
