@@ -5,6 +5,7 @@ A ``*_state_dict.json`` lists ``[i, name, shape, dtype, rule]`` for every entry 
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ GAIN = {"sin": 2.0, "hash": 6.0}
 
 
 def read_entries(path: Path) -> list[list[Any]]:
-    """The entries of a ``*_state_dict.json``."""
-    return json.loads(path.read_text())
+    """The entries of a ``*_state_dict.json``, or of one compressed as ``.json.gz``."""
+    content = path.read_bytes()
+    return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
 
 
 def base_vector(fill: str, position: int, size: int) -> np.ndarray:

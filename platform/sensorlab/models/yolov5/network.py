@@ -176,7 +176,8 @@ class YoloV5(nn.Module):
         height, width = images.shape[-2:]
         if height % self.strides[-1] or width % self.strides[-1]:
             raise UserError(f"images of {height} x {width} px: YOLOv5 needs multiples of {self.strides[-1]} px")
-        x, kept = images, {}
+        x = images
+        kept: dict[int, Tensor] = {}
         for position, layer in enumerate(self.model[:-1]):
             route = _ROUTES.get(position)
             x = layer(x) if route is None else layer([kept[source] for source in route])
