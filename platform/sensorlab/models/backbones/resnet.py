@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sensorlab.errors import UserError
 
@@ -135,6 +136,10 @@ class ResNet(nn.Module):
         depth: 18, 34, 50 or 101.
         out_stages: ascending stages 1..4 whose feature maps are returned; stage s has stride ``2 ** (s + 1)``.
         zero_init_residual: see :func:`init_residual_network`.
+        frozen_stages: 0 keeps the stem at its values, s also the stages up to s, with the statistics of their norms;
+            None trains everything. Detectors start from ImageNet weights and keep the generic first filters.
+        norm_eval: all norms work with the statistics that they have, also in training: a few large images per device
+            are no sample of the data. Their scales and offsets are trained.
 
     Attributes:
         out_channels: channels of the returned feature maps, in the order of ``out_stages``.
@@ -143,14 +148,25 @@ class ResNet(nn.Module):
         UserError: unknown depth or stage.
     """
 
-    def __init__(self, depth: int, out_stages: Sequence[int] = (1, 2, 3, 4), zero_init_residual: bool = False) -> None:
+    def __init__(
+        self,
+        depth: int,
+        out_stages: Sequence[int] = (1, 2, 3, 4),
+        zero_init_residual: bool = False,
+        *,
+        frozen_stages: int | None = None,
+        norm_eval: bool = False,
+    ) -> None:
         super().__init__()
         if depth not in RESNETS:
             raise UserError(f"ResNet depth {depth} does not exist; depths: {', '.join(map(str, RESNETS))}")
         if not out_stages or list(out_stages) != sorted(set(out_stages)) or not set(out_stages) <= {1, 2, 3, 4}:
             raise UserError(f"ResNet stages {tuple(out_stages)} must be ascending numbers from 1 to 4")
+        if frozen_stages is not None and not 0 <= frozen_stages <= max(out_stages):
+            raise UserError(f"ResNet frozen_stages {frozen_stages} must be from 0 (the stem) to {max(out_stages)}")
         block, num_blocks = RESNETS[depth]
         self.out_stages = tuple(out_stages)
+        self.norm_eval = norm_eval
         self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
@@ -165,6 +181,22 @@ class ResNet(nn.Module):
             stage_channels[stage] = channels
         self.out_channels = tuple(stage_channels[stage] for stage in out_stages)
         init_residual_network(self, zero_init_residual)
+        self._frozen: tuple[str, ...] = ()
+        if frozen_stages is not None:
+            self._frozen = ("conv1", "bn1", *(f"layer{stage}" for stage in range(1, frozen_stages + 1)))
+        for name in self._frozen:
+            self.get_submodule(name).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> ResNet:
+        """As always, but what is frozen and, with ``norm_eval``, every norm stays in evaluation mode."""
+        super().train(mode)
+        for name in self._frozen:
+            self.get_submodule(name).eval()
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W) normalised images -> feature maps of ``out_stages``: (N, C_s, H / 2^(s+1), W / 2^(s+1))."""
