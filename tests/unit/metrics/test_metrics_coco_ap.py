@@ -110,6 +110,16 @@ def test_a_detection_may_take_its_second_choice() -> None:
     assert _ap50(both, truths) == 1.0
 
 
+@pytest.mark.parametrize(("order", "expected"), [((0, 1), 51 / 101), ((1, 0), 1.0)])
+def test_of_equal_overlaps_the_later_truth_is_taken(order: tuple[int, int], expected: float) -> None:
+    """The first detection lies between two truths, the second one on the right truth."""
+    boxes = [[0.0, 0.0, 20.0, 10.0], [10.0, 0.0, 30.0, 10.0]]
+    truths = truths_of([(0, 0, boxes[i]) for i in order])
+    detections = detections_of([(0, 0, [5.0, 0.0, 25.0, 10.0], 0.9), (0, 0, [12.0, 0.0, 32.0, 10.0], 0.8)])
+    assert _ap50(detections, truths) == pytest.approx(expected)
+    _assert_equal(coco_ap(detections, truths, 1), detections, truths, 1, (1, 10, 100))
+
+
 def test_crowds() -> None:
     """Two detections inside a crowd count as nothing; on an ignored object only one is excused, and by its IoU."""
     truths = truths_of([(0, 0, BOX), (0, 0, [100.0, 100.0, 300.0, 300.0])], ignore=[1])

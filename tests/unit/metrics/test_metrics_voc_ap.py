@@ -78,6 +78,15 @@ def test_a_detection_tries_its_best_truth_only() -> None:
     assert voc_ap(both, truths, 1).summary() == {"ap50": 0.5}
 
 
+@pytest.mark.parametrize(("order", "expected"), [((0, 1), 1.0), ((1, 0), 0.5)])
+def test_of_equal_overlaps_the_first_truth_is_tried(order: tuple[int, int], expected: float) -> None:
+    """The first detection lies between two truths, the second one on the right truth."""
+    boxes = [[0.0, 0.0, 20.0, 10.0], [10.0, 0.0, 30.0, 10.0]]
+    truths = truths_of([(0, 0, boxes[i]) for i in order])
+    detections = detections_of([(0, 0, [5.0, 0.0, 25.0, 10.0], 0.9), (0, 0, [12.0, 0.0, 32.0, 10.0], 0.8)])
+    assert voc_ap(detections, truths, 1).summary() == {"ap50": expected}
+
+
 def test_difficult_truths_count_neither_way() -> None:
     truths = truths_of([(0, 0, BOX), (0, 0, [100.0, 100.0, 150.0, 150.0])], ignore=[1])
     found = [(0, 0, [100.0, 100.0, 150.0, 150.0], 0.9), (0, 0, [101.0, 100.0, 150.0, 150.0], 0.8), (0, 0, BOX, 0.5)]
