@@ -3,7 +3,7 @@
 from sensorlab.models.yolov5.anchors import COCO_ANCHORS
 from sensorlab.models.yolov5.assign import count_positives
 from sensorlab.models.yolov5.auto_anchor import check_anchors
-from sensorlab.models.yolov5.decode import Detections, SelectionOptions, decode, select
+from sensorlab.models.yolov5.decode import SelectionOptions, decode, select
 from sensorlab.models.yolov5.losses import LossOptions, YoloLoss, updated_balance, yolo_loss
 from sensorlab.models.yolov5.network import SIZES, VARIANTS, YoloV5
 
@@ -11,7 +11,6 @@ __all__ = [
     "COCO_ANCHORS",
     "SIZES",
     "VARIANTS",
-    "Detections",
     "LossOptions",
     "SelectionOptions",
     "YoloLoss",

@@ -34,8 +34,7 @@ def anchor_tensor(anchors: Sequence[Sequence[Sequence[float]]], strides: Sequenc
         raise UserError(f"anchors: {len(strides)} levels with equally many sizes are needed, found {counts}")
     if any(len(size) != 2 or not all(0 < side < float("inf") for side in size) for level in anchors for size in level):
         raise UserError(f"anchors: each is (width, height), both positive, in pixels; found {anchors}")
-    sizes = torch.tensor(anchors, dtype=torch.float32)
-    areas = sizes.prod(dim=2).mean(dim=1)  # (levels,)
-    if bool((areas.diff() < 0).any()):
-        raise UserError(f"anchors: the finest level, stride {strides[0]}, takes the smallest; found areas {areas}")
-    return sizes
+    areas = [sum(width * height for width, height in level) / len(level) for level in anchors]
+    if areas != sorted(areas):
+        raise UserError(f"anchors: the finest level, stride {strides[0]}, takes the smallest; found mean areas {areas}")
+    return torch.tensor(anchors, dtype=torch.float32)

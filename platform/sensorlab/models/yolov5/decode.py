@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sensorlab.models.detections import Detections
 from sensorlab.models.ops.boxes import cxcywh_to_xyxy, pairwise_iou
 from sensorlab.models.ops.nms import nms
 
 # What the originals add to the corners per class so that one suppression serves all classes, in pixels.
 CLASS_OFFSETS = {"v3": 4096.0, "v7": 7680.0}
-
-
-class Detections(NamedTuple):
-    """The D detections of one image, best first."""
-
-    boxes: Tensor  # (D, 4) xyxy, input pixels; not clipped
-    scores: Tensor  # (D,) objectness times class probability
-    classes: Tensor  # (D,) int64
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,10 @@ def decode(raw: Sequence[Tensor], anchors: Tensor, strides: Sequence[int]) -> Te
 
 
 def select(decoded: Tensor, options: SelectionOptions) -> list[Detections]:
-    """Detections of every image from the output (B, N, 5 + C) of :func:`decode`."""
+    """Detections of every image from the output (B, N, 5 + C) of :func:`decode`.
+
+    Boxes are in input pixels and not clipped; a score is objectness times class probability.
+    """
     return [_select_image(image, options) for image in decoded]
 
 
