@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from golden.weight_fills import fill_model
+from weight_fills import fill_model
 
 from sensorlab.models.retinanet import AnchorGrid, LossOptions, RetinaNet, retinanet_loss
 

@@ -76,3 +76,23 @@ def test_initial_weights_are_fan_out_normal() -> None:
 def test_unknown_depth_or_stage_is_a_clear_error(depth: int, stages: tuple[int, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ResNet(depth, out_stages=stages)
+
+
+@pytest.mark.parametrize(("stages", "frozen"), [(None, 0), (0, 2), (1, 2 + 8), (2, 2 + 8 + 8 + 2)])
+def test_frozen_stages_have_no_gradient_and_keep_their_statistics(stages: int | None, frozen: int) -> None:
+    """A norm has two parameters, a convolution one: counted in tensors of convolutions plus norms."""
+    trunk = ResNet(18, frozen_stages=stages).train()
+    layers = [m for m in trunk.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.BatchNorm2d)]
+    held = [m for m in layers if not any(p.requires_grad for p in m.parameters())]
+    assert len(held) == frozen
+    assert not any(m.training for m in held)
+    assert all(m.training for m in layers if m not in held)
+
+
+def test_norm_eval_holds_the_statistics_and_trains_the_scales() -> None:
+    trunk = ResNet(18, norm_eval=True).train()
+    norms = [m for m in trunk.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert trunk.training
+    assert not any(m.training for m in norms)
+    assert all(m.weight.requires_grad for m in norms)
+    assert all(m.training for m in ResNet(18).train().modules())
