@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from pydantic import Field
 
 from sensorlab.config import StrictModel
 
@@ -10,9 +11,10 @@ from sensorlab.config import StrictModel
 class CandidateFilter(StrictModel):
     """When a box is still worth learning after a warp and a clip (YOLOv5's rule, defaults of its release 7.0)."""
 
-    min_side: float = 2.0  # px; width and height must be larger
-    max_aspect: float = 100.0  # the longer side over the shorter one must be smaller; 20 in release 3.0
-    min_area_ratio: float = 0.1  # area after over area before the clip must be larger; 0.2 at the tag 3.0
+    min_side: float = Field(default=2.0, ge=0)  # px; width and height must be larger
+    max_aspect: float = Field(default=100.0, gt=1)  # longer over shorter side must be smaller; 20 in release 3.0
+    # Area after over area before the clip must be larger; 0.2 at the tag 3.0.
+    min_area_ratio: float = Field(default=0.1, ge=0, lt=1)
 
 
 def clip_boxes(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from pydantic import Field
 
 from sensorlab.config import StrictModel
 
@@ -10,8 +11,8 @@ from sensorlab.config import StrictModel
 class FlipConfig(StrictModel):
     """How often to mirror."""
 
-    horizontal: float = 0.5  # probability to exchange left and right
-    vertical: float = 0.0  # probability to exchange top and bottom
+    horizontal: float = Field(default=0.5, ge=0, le=1)  # probability to exchange left and right
+    vertical: float = Field(default=0.0, ge=0, le=1)  # probability to exchange top and bottom
 
 
 def sample_flips(generator: np.random.Generator, config: FlipConfig) -> tuple[bool, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from sensorlab.config import StrictModel
 from sensorlab.data.augment.decode import require_rgb
@@ -12,8 +13,8 @@ from sensorlab.data.augment.decode import require_rgb
 class MixupConfig(StrictModel):
     """How often and how strongly to blend a second image in."""
 
-    probability: float = 0.0
-    beta: float = 32.0  # the weight is drawn from Beta(beta, beta); 8 in YOLOv5 before release 6.0
+    probability: float = Field(default=0.0, ge=0, le=1)  # of blending
+    beta: float = Field(default=32.0, gt=0)  # the weight is drawn from Beta(beta, beta); 8 in YOLOv5 before release 6.0
 
 
 def sample_mixup(generator: np.random.Generator, config: MixupConfig) -> float | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from sensorlab.config import StrictModel
 from sensorlab.data.augment.decode import require_rgb
@@ -17,11 +18,11 @@ from sensorlab.data.augment.letterbox import FILL
 class PerspectiveConfig(StrictModel):
     """Half ranges of the random warp."""
 
-    degrees: float = 0.0  # rotation, +- degrees
-    translate: float = 0.1  # +- share of the output's size
-    scale: float = 0.5  # factor 1 +- this
-    shear: float = 0.0  # +- degrees, for each axis
-    perspective: float = 0.0  # +- 1/px; 0.001 is strong
+    degrees: float = Field(default=0.0, ge=0, le=180)  # rotation, +- degrees
+    translate: float = Field(default=0.1, ge=0)  # +- share of the output's size
+    scale: float = Field(default=0.5, ge=0, lt=1)  # factor 1 +- this
+    shear: float = Field(default=0.0, ge=0, lt=90)  # +- degrees, for each axis
+    perspective: float = Field(default=0.0, ge=0)  # +- 1/px; 0.001 is strong
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,17 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], fil
     """
     if require_rgb(image).shape[:2] == size and np.array_equal(matrix, np.eye(3)):
         return image
-    # One pixel of ``fill`` around the image, so that its border fades into it instead of ending.
-    framed = np.full((image.shape[0] + 2, image.shape[1] + 2, 3), fill, dtype=np.uint8)
-    framed[1:-1, 1:-1] = image
-    # Pillow wants the inverse, between positions where pixel centres are at halves.
-    to_centers, from_centers = np.eye(3), np.eye(3)
-    to_centers[:2, 2], from_centers[:2, 2] = -0.5, 1.5  # a half for the centre, a whole for the frame
-    inverse = from_centers @ np.linalg.inv(matrix) @ to_centers
+    # Positions of the output -> positions of the image, both continuous: pixel centres are at halves.
+    half = np.eye(3)
+    half[:2, 2] = 0.5
+    inverse = half @ np.linalg.inv(matrix) @ np.linalg.inv(half)
+    part, (x, y) = _needed_part(image, inverse, size, fill)
+    move = np.eye(3)
+    move[:2, 2] = -x, -y
+    inverse = move @ inverse
     inverse /= inverse[2, 2]
     affine = not inverse[2, :2].any()
-    warped = Image.fromarray(framed).transform(
+    warped = Image.fromarray(part).transform(
         (size[1], size[0]),
         Image.Transform.AFFINE if affine else Image.Transform.PERSPECTIVE,
         inverse.ravel()[: 6 if affine else 8].tolist(),
@@ -95,13 +97,40 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], fil
     return np.asarray(warped)
 
 
-def warp_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Points (..., 2) mapped by ``matrix`` (3, 3)."""
-    mapped = points @ matrix[:, :2].T + matrix[:, 2]  # (..., 3)
-    return mapped[..., :2] / mapped[..., 2:]
+def _needed_part(
+    image: np.ndarray, inverse: np.ndarray, size: tuple[int, int], fill: int
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """The window of the image that a warp reads, and its (x, y) in the image.
+
+    Where it touches the border of the image it has one more pixel of ``fill``, so that the border fades into it as in
+    OpenCV instead of ending.
+    """
+    height, width = image.shape[:2]
+    corners = np.array([(0, 0, 1), (size[1], 0, 1), (size[1], size[0], 1), (0, size[0], 1)]) @ inverse.T  # (4, 3)
+    x0, y0, x1, y1 = -1, -1, width + 1, height + 1  # the image with its frame
+    if (corners[:, 2] > 0).all():  # else the horizon is in sight, and the output is not the hull of its corners
+        seen = corners[:, :2] / corners[:, 2:]
+        lowest, highest = np.floor(seen.min(axis=0)) - 1, np.ceil(seen.max(axis=0)) + 1
+        # At least one pixel, where the warp sees nothing of the image: that one is of the frame.
+        x0, y0 = int(lowest[0].clip(-1, width)), int(lowest[1].clip(-1, height))
+        x1, y1 = int(highest[0].clip(x0 + 1, width + 1)), int(highest[1].clip(y0 + 1, height + 1))
+    inner = image[max(y0, 0) : min(y1, height), max(x0, 0) : min(x1, width)]
+    if inner.shape[:2] == (y1 - y0, x1 - x0):
+        return np.ascontiguousarray(inner), (x0, y0)
+    framed = np.full((y1 - y0, x1 - x0, 3), fill, dtype=np.uint8)
+    top, left = max(-y0, 0), max(-x0, 0)
+    framed[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
+    return framed, (x0, y0)
 
 
 def warp_boxes(boxes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The axis-aligned hull of the four warped corners of each box (N, 4), clipped to ``size`` = (height, width)."""
-    corners = warp_points(boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]], matrix)  # (N, 4 corners, 2)
-    return clip_boxes(np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1), size)
+    """The axis-aligned hull of the four warped corners of each box (N, 4), clipped to ``size`` = (height, width).
+
+    A box that reaches behind the horizon of a strong perspective has no hull and becomes (0, 0, 0, 0).
+    """
+    corners = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]  # (N, 4 corners, 2)
+    mapped = corners @ matrix[:, :2].T + matrix[:, 2]  # (N, 4, 3)
+    in_front = (mapped[..., 2] > 0).all(axis=1)
+    points = mapped[..., :2] / np.where(in_front[:, None], mapped[..., 2], 1.0)[..., None]
+    hull = np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1)  # (N, 4)
+    return np.where(in_front[:, None], clip_boxes(hull, size), 0.0)
