@@ -139,6 +139,15 @@ def test_degenerate_boxes() -> None:
     assert valid_boxes(boxes, 2.0).tolist() == [False] * 5  # strictly larger
 
 
+def test_every_limit_of_the_candidate_filter_is_exclusive() -> None:
+    rule = CandidateFilter(min_side=2.0, max_aspect=4.0, min_area_ratio=0.25)
+    after = np.array([[0, 0, 3.0, 3.0], [0, 0, 2.0, 3.0], [0, 0, 3.0, 2.0], [0, 0, 12.0, 3.0], [0, 0, 4.0, 4.0]])
+    before = after.copy()
+    before[4] = (0, 0, 8.0, 8.0)
+    assert candidates(before, after, rule).tolist() == [True, False, False, False, False]
+    assert candidates(before, after + np.array([0, 0, 0.01, 0.01]), rule).all()
+
+
 def test_nothing_in_nothing_out() -> None:
     none = np.zeros((0, 4))
     assert flip_boxes(none, (5, 5), True, True).shape == (0, 4)

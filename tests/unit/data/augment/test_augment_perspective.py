@@ -43,6 +43,15 @@ def test_pixels_follow_the_definition(height: int, width: int, rows: int, column
     )
 
 
+def test_the_horizon_may_be_in_sight() -> None:
+    image = np.random.default_rng(0).integers(0, 100, (30, 40, 3), dtype=np.uint8)  # never the fill
+    matrix = np.array([[1, 0, 0], [0, 1, 0], [0.0207, 0, 1.0]])  # the image ends at x = 22, the horizon is at x = 48
+    warped = warp_image(image, matrix, (30, 100))
+    np.testing.assert_allclose(warped, _bilinear(image, matrix, (30, 100)), atol=1.01)
+    assert (warped[:10, :20] != 114).all()
+    assert (warped[:, 25:] == 114).all()
+
+
 def test_an_image_out_of_sight_leaves_the_fill() -> None:
     image = np.zeros((20, 30, 3), dtype=np.uint8)
     for shift in ((500.0, 0.0), (0.0, -500.0), (-31.0, 21.0)):
