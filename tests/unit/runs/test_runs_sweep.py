@@ -211,3 +211,7 @@ def test_view_details() -> None:
     packed = base64.b64encode(zlib.compress(json.dumps(many).encode()))
     assert len(packed) < 20_000  # the limit of an experiment's tag
     assert many["compareRunSections"][0]["columns"] == 1
+    repeated = sweep_view("abc", "val/iou", "max", ["optim.lr", "seed"], {})
+    assert repeated["compareRunCharts"][0]["selectedParams"] == ["optim.lr"]  # the seed of repeats explains nothing,
+    assert "params.`seed`" in repeated["selectedColumns"]  # but tells them apart
+    assert sweep_view("abc", "val/iou", "max", ["seed"], {})["compareRunCharts"][0]["selectedParams"] == ["seed"]
