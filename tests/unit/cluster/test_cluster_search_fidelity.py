@@ -11,7 +11,8 @@ import pytest
 from sensorlab.cluster.ledger import Ledger, share_ledger
 from sensorlab.cluster.search.propose import WAIT, Outcome, Proposal, new_proposer
 from sensorlab.cluster.search.searcher import SweepSearch
-from sensorlab.cluster.sweep_config import check_space, decode_values, load_sweep
+from sensorlab.cluster.sweep_check import check_space
+from sensorlab.cluster.sweep_config import decode_values, load_sweep
 from sensorlab.cluster.table import failures, ranked_table, summary
 from sensorlab.config import as_dict
 from sensorlab.errors import UserError
