@@ -8,15 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sensorlab.cluster.files import RESULT
 from sensorlab.cluster.ledger import Ledger, share_ledger
+from sensorlab.cluster.monitor import SweepDriver
 from sensorlab.cluster.search.propose import WAIT, Outcome, Proposal, new_proposer
 from sensorlab.cluster.search.searcher import SweepSearch
 from sensorlab.cluster.sweep_check import check_space
 from sensorlab.cluster.sweep_config import decode_values, load_sweep
 from sensorlab.cluster.table import failures, ranked_table, summary
+from sensorlab.cluster.trial import TrialPlan
 from sensorlab.config import as_dict
 from sensorlab.errors import UserError
 from sensorlab.experiment import experiment_from
+from sensorlab.runs.tags import FIDELITY_TAG
 
 KEY, VALUES = "data.train_fraction", [0.1, 0.3, 1.0]
 SPACE = {"optim.lr": {"loguniform": [1e-4, 1.0]}, "task.image.size": {"choice": [[96, 176], [128, 224]]}}
@@ -258,6 +262,53 @@ def test_the_best_is_of_the_highest_level_that_was_trained_to_its_end(ledger):
     outcome = summary(ledger)
     assert outcome["best"]["values"] == outcome["best_configuration"]["values"] == {"optim.lr": 2.0, KEY: 0.3}
     assert json.loads(json.dumps(outcome)) == outcome
+
+
+class Mirror:
+    """What the tracking store is told."""
+
+    def __init__(self):
+        self.best, self.tags = [], {}
+
+    def child(self, trial_id, name, params, log_scaled, tags):
+        self.tags[trial_id] = tags
+        return trial_id
+
+    def mirror_best(self, trial_id, run_id, metrics, step):
+        self.best.append((trial_id, metrics["val/iou"]))
+
+
+def test_the_driver_notes_levels_and_mirrors_the_best_of_the_one_that_counts(tmp_path, ledger):
+    mirror = Mirror()
+    plan = TrialPlan(BASE, str(tmp_path), "d", True, 0, "max", None, None)
+    driver = SweepDriver(plan, ledger, mirror, "val/iou", budget=None, fidelity=sweep_of().fidelity)
+
+    def begin(name, level, lr):
+        driver.order(name, {"optim.lr": lr, KEY: VALUES[level]})
+
+    def report(name, epoch, value):
+        driver.take(name, {"epoch": epoch, "objective": value, "metrics": {"val/iou": value}, "run_id": name})
+
+    def end(name):
+        (tmp_path / "trials" / name / RESULT).write_text("{}")
+        driver.ended(name)
+
+    begin("a", 0, 0.1)
+    report("a", 1, 0.8)
+    end("a")
+    begin("b", 1, 0.1)
+    report("b", 1, 0.2)
+    report("b", 2, 0.3)
+    assert mirror.best == [("a", 0.8)]
+    end("b")
+    assert mirror.best == [("a", 0.8), ("b", 0.3)]
+    begin("c", 1, 0.2)
+    report("c", 1, 0.5)
+    assert mirror.best[-1] == ("c", 0.5)
+    driver.crashed("c", {}, "boom", restarts=False)
+    assert mirror.best[-1] == ("b", 0.3)
+    assert [record.fidelity for record in Ledger(ledger.path, "max").trials.values()] == [0, 1, 1]
+    assert mirror.tags == {name: {FIDELITY_TAG: level} for name, level in (("a", "0"), ("b", "1"), ("c", "1"))}
 
 
 def test_a_sweep_that_was_stopped_early_has_a_best(ledger):
