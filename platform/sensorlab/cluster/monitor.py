@@ -22,6 +22,7 @@ from sensorlab.cluster.search.stopping import EarlyStopping
 from sensorlab.cluster.sweep_budget import SweepBudget
 from sensorlab.cluster.sweep_config import decode_values, resolve
 from sensorlab.cluster.trial import ALREADY_STOPPED, FAILED, ORDER, TrialPlan
+from sensorlab.cluster.tune_state import keep
 from sensorlab.config import digest
 from sensorlab.errors import UserError
 from sensorlab.experiment import experiment_from
@@ -283,6 +284,10 @@ class SweepGenerator(SearchGenerator):
 
     def next_trial(self) -> Any:
         return None if _DRIVERS[self._sweep_dir].budget.spent else super().next_trial()
+
+    def save_to_dir(self, dirpath: str, session_str: str) -> None:
+        super().save_to_dir(dirpath, session_str)
+        keep(Path(dirpath), session_str, Path(self._sweep_dir))  # the list of trials was written just before
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state({**state, "finished": False, "total_samples": self._total})
