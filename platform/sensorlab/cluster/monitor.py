@@ -23,7 +23,7 @@ from sensorlab.cluster.sweep_budget import SweepBudget
 from sensorlab.cluster.sweep_config import decode_values, resolve
 from sensorlab.cluster.trial import ALREADY_STOPPED, FAILED, ORDER, TrialPlan
 from sensorlab.cluster.tune_state import keep
-from sensorlab.config import digest
+from sensorlab.config import as_dict, digest, merge, nested
 from sensorlab.errors import UserError
 from sensorlab.experiment import experiment_from
 from sensorlab.report.ranking import searched
@@ -52,6 +52,7 @@ class SweepDriver:
     members: int | None = None  # of a population
     fidelity: FidelityConfig | None = None
     given_up: str = ""  # why the sweep was ended before its time
+    _failed: set[str] = field(default_factory=set)  # ids of trials, in this driver: what failed before may be mended
     _held: set[str] = field(default_factory=set)  # ids of trials that wait with their next epoch for ever
     _last_event: float = field(default_factory=time.monotonic)
     _mirrored: str = ""  # id of the best trial that the sweep's own run shows
@@ -63,7 +64,7 @@ class SweepDriver:
         run_dir = self.plan.run_dir(trial_id)
         word: dict[str, Any] = {"trial_id": trial_id, "values": values}
         try:
-            word["config_digest"] = digest(experiment_from(tree, where=f"configuration of trial {trial_id}"))
+            word["config_digest"] = _config_digest(tree, values, where=f"configuration of trial {trial_id}")
         except UserError as error:  # each value is valid, this combination is not
             word |= {"config_digest": "", "error": str(error)}
         record = self.ledger.start(trial_id, values, word["config_digest"], run_dir)
@@ -105,6 +106,8 @@ class SweepDriver:
             )
         else:
             record.verified = True
+        if record.state == "failed":
+            self._failed.add(trial_id)
         return record.state == "failed" or ALREADY_STOPPED in result
 
     def take(self, trial_id: str, result: Mapping[str, Any]) -> None:
@@ -134,7 +137,8 @@ class SweepDriver:
         if (run_dir / RESULT).exists():
             self.ledger.end(trial_id, "done")
         else:
-            reason = record.reason or "stopped"
+            judged = "stopped" if record.stopped_at is None else f"behind at epoch {record.stopped_at}"
+            reason = record.reason or judged  # what started again after the decision has no reason any more
             self.ledger.end(trial_id, "stopped", reason)
             if record.state == "stopped":
                 write_json(run_dir / STOPPED, {"reason": reason, "epoch": record.epoch})
@@ -146,6 +150,8 @@ class SweepDriver:
             self.order(trial_id, sampled)
         if restarts:
             self.ledger.trials[trial_id].restarts += 1
+        else:
+            self._failed.add(trial_id)
         self.ledger.end(trial_id, "interrupted" if restarts else "failed", reason)
         self._mirror()
 
@@ -172,8 +178,8 @@ class SweepDriver:
         if self.ledger.count("running"):
             self._last_event = time.monotonic()
         verified = any(record.verified for record in self.ledger.trials.values())
-        if self.ledger.count("failed") >= _HOPELESS and not verified:
-            self.given_up = f"the first {_HOPELESS} trials failed, none has trained an epoch"
+        if len(self._failed) >= _HOPELESS and not verified:
+            self.given_up = f"{len(self._failed)} trials failed, none has trained an epoch"
         elif time.monotonic() - self._last_event > _STALL_S:
             self.given_up = (
                 f"no trial could start for {_STALL_S / 60:.0f} minutes; is the cluster busy with other work?"
@@ -292,6 +298,20 @@ class SweepGenerator(SearchGenerator):
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state({**state, "finished": False, "total_samples": self._total})
         self.searcher.max_concurrent = self._concurrent
+
+
+def _config_digest(tree: Mapping[str, Any], values: Mapping[str, Any], where: str) -> str:
+    """Digest of the configuration ``tree`` of a trial, in which its ``values`` are.
+
+    Raises:
+        UserError: it is not valid, or has other values: they would be recorded and ranked, but not trained.
+    """
+    experiment = experiment_from(tree, where=where)
+    for key, value in values.items():
+        again = experiment_from(merge(as_dict(experiment), nested(key, value)), where=where)
+        if again != experiment:
+            raise UserError(f"{where} does not have {key}={value!r}: another searched key replaces the section")
+    return digest(experiment)
 
 
 def _reason(trial: Any, run_dir: Path) -> str:

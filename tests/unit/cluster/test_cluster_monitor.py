@@ -1,0 +1,97 @@
+"""The driver's judgement: what a trial was really given, when a sweep is hopeless, why a trial was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sensorlab.cluster import monitor
+from sensorlab.cluster.ledger import Ledger, share_ledger
+from sensorlab.cluster.monitor import SweepDriver
+from sensorlab.cluster.sweep_budget import SweepBudget
+from sensorlab.cluster.sweep_config import load_sweep
+from sensorlab.cluster.trial import FAILED, TrialPlan
+from sensorlab.config import as_dict, merge, nested
+from sensorlab.experiment import experiment_from
+
+TREE = {
+    "name": "toy",
+    "task": {"name": "bev_segmentation"},
+    "data": {"path": "d"},
+    "train": {"duration": "6 epochs"},
+}
+
+
+def new_driver(folder: Path) -> SweepDriver:
+    ledger = Ledger(folder / "ledger.json", "max")
+    share_ledger(folder, ledger)
+    plan = TrialPlan(as_dict(experiment_from(TREE)), str(folder), "d", True, 0, "max", None, None)  # type: ignore[arg-type]
+    sweep = load_sweep({"space": {"optim.lr": {"choice": [0.1, 0.2]}}})
+    return SweepDriver(plan, ledger, None, "val/iou", SweepBudget(sweep, ledger))
+
+
+def ordered(driver: SweepDriver, values: dict[str, Any]) -> dict[str, Any]:
+    driver.order("t", values)
+    return json.loads((driver.plan.run_dir("t") / "trial.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"optim.lr": 1, "schedule.name": "polynomial", "train.clip": None},
+        {"optim": 'json:{"lr":0.5,"name":"sgd"}', "train.duration": "1 epoch"},
+        {"seed": 3, "train.clip": 'json:{"value":2.5}'},
+    ],
+)
+def test_values_are_in_the_configuration_however_they_are_written(tmp_path: Path, values: dict[str, Any]) -> None:
+    word = ordered(new_driver(tmp_path), values)
+    assert "error" not in word
+    assert len(word["config_digest"]) == 16
+
+
+def test_a_value_that_another_one_would_remove_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_after_the_other(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        for key, value in values.items():  # another name of a section replaces all of it
+            base = merge(base, nested(key, value))
+        return base
+
+    monkeypatch.setattr(monitor, "resolve", one_after_the_other)
+    driver = new_driver(tmp_path)
+    error = ordered(driver, {"schedule.end_factor": 0.5, "schedule.name": "polynomial"})["error"]
+    assert "configuration of trial t does not have schedule.end_factor=0.5" in error
+
+
+def fail(driver: SweepDriver, name: str) -> None:
+    driver.order(name, {"optim.lr": 0.1})
+    assert driver.check(name, {FAILED: "no data"})
+    driver.ended(name)
+
+
+def test_failures_of_an_earlier_driver_do_not_end_a_resumed_sweep(tmp_path: Path) -> None:
+    driver = new_driver(tmp_path)
+    for name in "ab":
+        fail(driver, name)
+        assert not driver.gives_up()
+    driver.crashed("c", {"optim.lr": 0.2}, "its process died", restarts=False)
+    assert driver.gives_up()
+    assert driver.given_up == "3 trials failed, none has trained an epoch"
+    resumed = new_driver(tmp_path)
+    assert resumed.ledger.count("failed") == 3
+    assert not resumed.gives_up()
+    for name in "def":
+        fail(resumed, name)
+    assert resumed.gives_up()
+
+
+def test_a_trial_that_starts_again_after_its_end_keeps_the_reason(tmp_path: Path) -> None:
+    driver = new_driver(tmp_path)
+    driver.order("a", {"optim.lr": 0.1})
+    record = driver.ledger.trials["a"]
+    record.stopped_at, record.reason = 2, "behind at epoch 2"
+    driver.ended("a")
+    driver.order("a", {"optim.lr": 0.1})  # Tune had not saved that it ended
+    driver.ended("a")
+    assert (record.state, record.reason) == ("stopped", "behind at epoch 2")
