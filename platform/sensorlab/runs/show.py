@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sensorlab.errors import UserError
 from sensorlab.runs.attempts import FILE as ATTEMPTS_FILE
+from sensorlab.runs.lineage import descent, lineage_table, place
 from sensorlab.runs.links import run_link, ui_command
 from sensorlab.runs.query import RunIndex, StoredRun
 from sensorlab.runs.sweep_runs import leading_level
@@ -66,6 +67,9 @@ def run_details(run: StoredRun) -> str:
     """Everything that the store knows of where a run came from and what it left."""
     blocks = [listed(_identity(run))]
     blocks.append("origin\n" + listed(_origin(run) or [("not recorded", "")], "  "))
+    line = descent(run.client, run.run)
+    if len(line) > 1:
+        blocks.append("lineage\n" + "\n".join(f"  {each}" for each in lineage_table(line).splitlines()))
     if run.params:
         blocks.append("parameters\n" + listed(sorted(run.params.items()), "  "))
     if protocol := protocol_of(run):
@@ -114,6 +118,7 @@ def _identity(run: StoredRun) -> list[tuple[str, str]]:
         ("run", f"{run.run_id} ({run.name})"),
         ("experiment", run.store.experiment),
         ("role", run.role),
+        ("place", place(run.run)),
         ("sweep", run.parent_id if run.role == "trial" else ""),
         ("best trial", run.tag("best_run_id")),
         ("replay of", run.tag("replay_of")),

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sensorlab.errors import UserError
+from sensorlab.errors import UserError
 from sensorlab.runs.client import open_client
+from sensorlab.runs.lineage import descent, lineage_lines
 from sensorlab.runs.names import metric_name, param_values
 from sensorlab.runs.outbox import stored_images
 from sensorlab.runs.overview import describe
-from sensorlab.runs.recorder import RunRecorder, RunStatus
+from sensorlab.runs.recorder import RunRecorder, RunStatus, deliver_spool
 from sensorlab.runs.store import Store
 from sensorlab.runs.table import number
 from sensorlab.runs.tags import FIDELITY_TAG, PARENT_TAG, PROTOCOL_TAG, ROLE_TAG, SWEEP_TAG, TRIAL_TAG
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LEFTOVERS_S = 20.0  # for what one trial has left
 BEFORE_FIRST_STEP = -1
 """Step of the placeholder point (NaN) that every run of a sweep starts with."""
 
@@ -156,6 +161,28 @@ class SweepRuns:
                 self._client.set_terminated(run.info.run_id, status=ended[trial_id])
         return ended
 
+    def deliver_leftovers(self, directory: Path, deadline_s: float = 30.0) -> int:
+        """Deliver what trials that ended while the store was away have left in their directories below ``directory``.
+
+        Call it when no trial runs any more, before :meth:`close_children`: it ends runs as they ended themselves.
+
+        Returns:
+            Number of runs of which something still waits (``sensorlab runs deliver`` delivers it later).
+        """
+        deadline, waiting = time.monotonic() + deadline_s, 0
+        for spool_dir, run_id in spooled(directory):
+            if run_id == self.parent_run_id:  # has a recorder
+                continue
+            left_s = deadline - time.monotonic()
+            try:
+                is_delivered = left_s > 0 and RunRecorder(self.store.uri, run_id, spool_dir, reopen=False).close(
+                    deadline_s=left_s
+                )
+            except UserError:  # its process has not ended yet; it delivers by itself
+                is_delivered = False
+            waiting += not is_delivered
+        return waiting
+
     def trials(self) -> list[TrialRun]:
         """Every child, best first (see :func:`rank`)."""
         return rank([self._trial(run) for run in self._children()], self.mode)
@@ -165,9 +192,12 @@ class SweepRuns:
 
         The description of the sweep's own run then lists them, best first.
         """
+        self._deliver_leftovers()
         trials = self.trials()
         listed = [(trial.name, trial.run_id, f"{number(trial.objective)}, {trial.status.lower()}") for trial in trials]
-        describe(self._client, self.parent_run_id, {"trials": listed})
+        line = descent(self._client, self._client.get_run(trials[0].run_id)) if trials else []
+        lineage = {"lineage of the best": lineage_lines(line)} if len(line) > 1 else {}
+        describe(self._client, self.parent_run_id, {"trials": listed, **lineage})
         with_images = [trial for trial in trials if "mlflow.loggedImages" in trial.tags][:20]
         images = common_images([stored_images(self._client, trial.run_id) for trial in with_images])
         params = [trial.params for trial in trials]
@@ -176,6 +206,16 @@ class SweepRuns:
     def close(self, status: RunStatus, deadline_s: float = 30.0) -> bool:
         """End the parent run; False if its last points are still in the spool."""
         return self.recorder.close(status, deadline_s)
+
+    def _deliver_leftovers(self) -> None:
+        """Send what trials have left in their spools: one that is stopped may be ended before it has sent everything."""
+        for run in self._children():
+            folder = run.data.tags.get("sensorlab.run_dir")
+            try:
+                if folder:
+                    deliver_spool(self.store.uri, Path(folder) / "recording", deadline_s=_LEFTOVERS_S)
+            except UserError:  # its process lives, and sends them itself
+                continue
 
     def _children(self) -> list[Run]:
         return _search(self._client, self.store, {PARENT_TAG: self.parent_run_id})
