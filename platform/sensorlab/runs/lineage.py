@@ -10,6 +10,8 @@ from sensorlab.runs.names import metric_name
 from sensorlab.runs.table import aligned, number
 from sensorlab.runs.tags import FORKED_TAG, GENERATION_TAG, MEMBER_TAG
 
+OBJECTIVE_TAG = "sensorlab.objective"
+
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
@@ -38,13 +40,13 @@ def place(run: Run) -> str:
 
 def lineage_table(line: Sequence[Run]) -> str:
     """Runs of a line of descent, first generation first, with their values and the objective that each ended with."""
-    ordered = list(reversed(line))
+    ordered, objective = list(reversed(line)), _objective(line)
     keys = sorted({key for run in ordered for key in run.data.params if "log10_" not in key})
-    header = ["generation", "member", "run", "name", "from", _objective(ordered[-1]), *keys]
+    header = ["generation", "member", "run", "name", "from", objective, *keys]
     rows = []
     for index, run in enumerate(ordered):
         tags, donor = run.data.tags, ordered[index - 1] if index else None
-        value = run.data.metrics.get(metric_name(_objective(run)), math.nan)
+        value = run.data.metrics.get(metric_name(objective), math.nan)
         rows.append(
             [
                 *(tags.get(GENERATION_TAG, "-"), tags.get(MEMBER_TAG, "-")),
@@ -64,15 +66,16 @@ def origin(run: Run, donor: Run) -> str:
 
 def lineage_lines(line: Sequence[Run]) -> list[tuple[str, str, str]]:
     """(name, run id, remark) of each run of a line of descent, first generation first."""
-    ordered, lines = list(reversed(line)), []
+    ordered, objective, lines = list(reversed(line)), _objective(line), []
     for index, run in enumerate(ordered):
-        value = run.data.metrics.get(metric_name(_objective(run)), math.nan)
+        value = run.data.metrics.get(metric_name(objective), math.nan)
         values = [f"{key} {text}" for key, text in sorted(run.data.params.items()) if "log10_" not in key]
         remarks = [place(run)] + ([origin(run, ordered[index - 1])] if index else [])
-        remarks += [] if math.isnan(value) else [f"{_objective(run)} {number(value)}"]
+        remarks += [] if math.isnan(value) else [f"{objective} {number(value)}"]
         lines.append((run.info.run_name or "", run.info.run_id, ", ".join([*remarks, *values])))
     return lines
 
 
-def _objective(run: Run) -> str:
-    return str(run.data.tags.get("sensorlab.objective", "objective"))
+def _objective(line: Sequence[Run]) -> str:
+    """Known of a run since its first evaluation."""
+    return next((run.data.tags[OBJECTIVE_TAG] for run in line if OBJECTIVE_TAG in run.data.tags), "objective")
