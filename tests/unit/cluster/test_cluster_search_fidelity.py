@@ -135,6 +135,19 @@ def test_a_trial_that_a_resumed_sweep_tries_again_may_add_a_promotion():
     assert again.assigned == {KEY: 0.3}
 
 
+@pytest.mark.parametrize("algorithm", ["random", "optuna", "evolution"])
+def test_a_resumed_sweep_with_more_trials_fills_the_cheapest_level_first(algorithm):
+    whole = run(sweep_of(algorithm=algorithm, num_trials=9), [])
+    fewer = run(sweep_of(algorithm=algorithm, num_trials=6), [])
+    proposals = [outcome.proposal for outcome in run(sweep_of(algorithm=algorithm, num_trials=9), fewer)]
+    assert proposals[:9] == [outcome.proposal for outcome in fewer]  # levels of 6, 2 and 1
+    added = [outcome.proposal for outcome in whole[6:9]]
+    assert proposals[9:12] == added  # the algorithm goes on with what it had seen of its own level
+    best = sorted({proposal.values["optim.lr"] for proposal in proposals[:12]}, key=lambda lr: abs(np.log10(lr) + 2.0))
+    assert {p.values["optim.lr"] for p in proposals if p.assigned[KEY] == 0.3} >= set(best[:2])
+    assert len(proposals) <= 13 + 1
+
+
 def test_equal_configurations_are_promoted_once():
     space = {"optim.lr": {"choice": [1e-3, 1e-2]}}
     history = run(sweep_of(space=space, num_trials=12), [])
@@ -207,6 +220,7 @@ def test_a_search_restored_at_any_position_goes_on_alike(tmp_path, size):
             sampled = search.suggest(f"t{index}")
             if sampled == "FINISHED":
                 break
+            assert sampled[key].startswith("json:")  # Tune takes mappings for nested parameters
             proposed.append(decode_values(sampled))
             train(ledger, sweep, f"t{index}", proposed[-1], score(proposed[-1]))
         return proposed
