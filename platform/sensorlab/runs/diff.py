@@ -28,7 +28,7 @@ def run_diff(first: StoredRun, second: StoredRun) -> str:
     names = [f"{run.run_id[:12]} {run.name}" for run in (first, second)]
     blocks = [_section("configuration", names, settings(first), settings(second), "the same configuration")]
     origins = [{shown: run.tag(tag) for shown, tag in _ORIGIN if run.tag(tag)} for run in (first, second)]
-    blocks.append(_section("origin", names, *origins, "the same data, code and machine"))
+    blocks.append(_section("origin", names, origins[0], origins[1], "the same data, code and machine"))
     blocks.append(_metrics(first, second, names))
     blocks.append(_protocols(first, second, names))
     return "\n\n".join(blocks)

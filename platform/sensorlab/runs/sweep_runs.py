@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sensorlab.errors import UserError
-from sensorlab.errors import UserError
 from sensorlab.runs.client import open_client
 from sensorlab.runs.lineage import descent, lineage_lines
 from sensorlab.runs.names import metric_name, param_values
 from sensorlab.runs.outbox import stored_images
 from sensorlab.runs.overview import describe
-from sensorlab.runs.recorder import RunRecorder, RunStatus, deliver_spool
+from sensorlab.runs.recorder import RunRecorder, RunStatus, spooled
 from sensorlab.runs.store import Store
 from sensorlab.runs.table import number
 from sensorlab.runs.tags import FIDELITY_TAG, PARENT_TAG, PROTOCOL_TAG, ROLE_TAG, SWEEP_TAG, TRIAL_TAG
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LEFTOVERS_S = 20.0  # for what one trial has left
+_LEFTOVERS_S = 30.0  # for what all trials have left
 BEFORE_FIRST_STEP = -1
 """Step of the placeholder point (NaN) that every run of a sweep starts with."""
 
@@ -78,7 +77,7 @@ class SweepRuns:
         name: name of the parent run.
         objective: metric that ranks the trials, as recorded.
         mode: "max" or "min".
-        spool_dir: where the parent's points wait while the store is away.
+        spool_dir: where the parent's points wait while the store is away; in the sweep's directory.
         params, tags: of the parent.
     """
 
@@ -103,6 +102,7 @@ class SweepRuns:
             {**(tags or {}), "sensorlab.objective": metric_name(objective), "sensorlab.mode": mode},
             objective,
         )
+        self._directory = Path(spool_dir).parent  # of the sweep; those of its trials lie below
         self.recorder = RunRecorder(store.uri, self.parent_run_id, spool_dir)
         self.recorder.log_params(params or {})
 
@@ -161,26 +161,24 @@ class SweepRuns:
                 self._client.set_terminated(run.info.run_id, status=ended[trial_id])
         return ended
 
-    def deliver_leftovers(self, directory: Path, deadline_s: float = 30.0) -> int:
-        """Deliver what trials that ended while the store was away have left in their directories below ``directory``.
-
-        Call it when no trial runs any more, before :meth:`close_children`: it ends runs as they ended themselves.
+    def deliver_leftovers(self, deadline_s: float = _LEFTOVERS_S) -> int:
+        """Send what trials have left in the spools of the sweep's directory: the store was away when they ended, or a
+        stopped one was ended before it had sent everything. Call it when no trial runs any more.
 
         Returns:
-            Number of runs of which something still waits (``sensorlab runs deliver`` delivers it later).
+            Number of runs of which something still waits (``sensorlab runs deliver`` sends it later).
         """
         deadline, waiting = time.monotonic() + deadline_s, 0
-        for spool_dir, run_id in spooled(directory):
+        for spool_dir, run_id in spooled(self._directory):
             if run_id == self.parent_run_id:  # has a recorder
                 continue
             left_s = deadline - time.monotonic()
             try:
-                is_delivered = left_s > 0 and RunRecorder(self.store.uri, run_id, spool_dir, reopen=False).close(
-                    deadline_s=left_s
-                )
-            except UserError:  # its process has not ended yet; it delivers by itself
-                is_delivered = False
-            waiting += not is_delivered
+                if left_s > 0 and RunRecorder(self.store.uri, run_id, spool_dir, reopen=False).close(deadline_s=left_s):
+                    continue
+            except UserError:  # its process lives, and sends it itself
+                pass
+            waiting += 1
         return waiting
 
     def trials(self) -> list[TrialRun]:
@@ -192,7 +190,7 @@ class SweepRuns:
 
         The description of the sweep's own run then lists them, best first.
         """
-        self._deliver_leftovers()
+        self.deliver_leftovers()
         trials = self.trials()
         listed = [(trial.name, trial.run_id, f"{number(trial.objective)}, {trial.status.lower()}") for trial in trials]
         line = descent(self._client, self._client.get_run(trials[0].run_id)) if trials else []
@@ -206,16 +204,6 @@ class SweepRuns:
     def close(self, status: RunStatus, deadline_s: float = 30.0) -> bool:
         """End the parent run; False if its last points are still in the spool."""
         return self.recorder.close(status, deadline_s)
-
-    def _deliver_leftovers(self) -> None:
-        """Send what trials have left in their spools: one that is stopped may be ended before it has sent everything."""
-        for run in self._children():
-            folder = run.data.tags.get("sensorlab.run_dir")
-            try:
-                if folder:
-                    deliver_spool(self.store.uri, Path(folder) / "recording", deadline_s=_LEFTOVERS_S)
-            except UserError:  # its process lives, and sends them itself
-                continue
 
     def _children(self) -> list[Run]:
         return _search(self._client, self.store, {PARENT_TAG: self.parent_run_id})

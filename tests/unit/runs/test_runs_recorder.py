@@ -246,6 +246,26 @@ def test_close_after_failure_keeps_everything_until_it_is_delivered(
     assert [file.path for file in open_client(store.uri).list_artifacts(run_id)] == ["notes.txt"]
 
 
+def test_delivery_for_the_directories_of_a_sweep_touches_spools_only(
+    store: Store, new_run: Callable[[], str], tmp_path: Path, history: History, outage: threading.Event
+) -> None:
+    outage.set()
+    run_ids = [new_run() for _ in range(2)]
+    for run_id in run_ids:
+        spool_dir = tmp_path / "trials" / run_id[:8] / "recording"
+        record = recorder(store, run_id, spool_dir)
+        record.log({"loss": 1.0}, 1)
+        assert record.close("FINISHED", 0.1) is False
+        (spool_dir.parent / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n')
+    outage.clear()
+    assert deliver_spool(store.uri, tmp_path, PATIENCE) == dict.fromkeys(run_ids, True)
+    for run_id in run_ids:
+        assert history(run_id, "loss") == [(1, 1.0)]
+        run_dir = tmp_path / "trials" / run_id[:8]
+        assert (run_dir / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 1.0}\n'
+        assert deliver_spool(store.uri, run_dir, PATIENCE) == {}
+
+
 def test_values_that_are_no_finite_numbers(
     store: Store, new_run: Callable[[], str], spool_dir: Path, history: History, caplog: pytest.LogCaptureFixture
 ) -> None:
