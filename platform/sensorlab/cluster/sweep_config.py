@@ -276,11 +276,14 @@ def _refuse_new_count(sweep: SweepConfig, count: int) -> None:
 
 
 def resolve(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The experiment of a trial: ``base`` with the sampled values put in."""
-    tree = dict(base)
+    """The experiment of a trial: ``base`` with the sampled values put in.
+
+    The values are put together first: the ``name`` of a section among them drops keys of ``base``, and none of theirs.
+    """
+    together: dict[str, Any] = {}
     for key, value in values.items():
-        tree = merge(tree, nested(key, value))
-    return tree
+        together = merge(together, nested(key, value))
+    return merge(base, together)
 
 
 def log_scaled(sweep: SweepConfig) -> tuple[str, ...]:

@@ -150,6 +150,13 @@ def test_resolved_trial_is_complete_and_differs_in_its_values_only():
     assert BASE["optim"]["lr"] != 0.5
 
 
+def test_a_section_of_another_name_keeps_what_is_searched_inside_of_it():
+    values = {"schedule.end_factor": 0.5, "schedule.name": "polynomial", "schedule.power": 2.0}
+    for order in (sorted(values), sorted(values, reverse=True)):
+        schedule = experiment_from(resolve(BASE, {key: values[key] for key in order})).schedule
+        assert (schedule.name, schedule.end_factor, schedule.power) == ("polynomial", 0.5, 2.0)
+
+
 def test_log_scaled_keys():
     sweep = sweep_of(a={"loguniform": [1e-4, 1]}, b={"uniform": [0, 1]}, c={"loginteger": [1, 8]})
     assert log_scaled(sweep) == ("a", "c")
