@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sensorlab.cluster.commands import launch
-from sensorlab.cluster.program import EngineProgram
+from sensorlab.cluster.program import EngineProgram, least_object_store
 from sensorlab.cluster.start import output_root
 from sensorlab.cluster.sweep_check import check_space
 from sensorlab.cluster.sweep_config import MAY_CHANGE, load_sweep, split_overrides, with_more
@@ -132,7 +132,8 @@ def _tune(args: argparse.Namespace, script: Path) -> int:
     try:
         check_sweep(plan, cluster)
         plan = dataclasses.replace(plan, dataset=launch.dataset_for(plan.experiment, plan.root, plan.dataset))
-        return run_sweep(plan, cluster, EngineProgram(), resume=bool(args.resume)).exit_code
+        needed = least_object_store(plan.experiment, plan.dataset)
+        return run_sweep(plan, cluster, EngineProgram(), resume=bool(args.resume), object_store=needed).exit_code
     finally:
         launch.leave()
 

@@ -20,7 +20,7 @@ from sensorlab.cluster.lease import DRIVER, hold
 from sensorlab.cluster.ledger import Ledger, State, share_ledger
 from sensorlab.cluster.lineage import lineage_data, population_table
 from sensorlab.cluster.plans import SWEEP, load_plan
-from sensorlab.cluster.preflight import concurrent_runs, open_tracking
+from sensorlab.cluster.preflight import Capacity, Share, capacity, open_tracking
 from sensorlab.cluster.progress import SweepLine, Ticker
 from sensorlab.cluster.start import Cluster
 from sensorlab.cluster.sweep_budget import SweepBudget, epochs_trained, reopen
@@ -121,8 +121,11 @@ def with_objective(experiment: ExperimentConfig, sweep: SweepConfig) -> Experime
     return experiment_from(tree)
 
 
-def check_sweep(plan: SweepPlan, cluster: Cluster) -> tuple[int, Store | None]:
+def check_sweep(plan: SweepPlan, cluster: Cluster, object_store: int = 0) -> tuple[Capacity, Store | None]:
     """What takes seconds to know: (trials at a time, tracking store). Making a dataset, which may take hours, is next.
+
+    Args:
+        object_store: bytes that the streams of a trial need, once there is a dataset that says so.
 
     Raises:
         UserError: it does not fit on the cluster, the store cannot be used, the scheduler has no epochs to go by, or
@@ -132,41 +135,48 @@ def check_sweep(plan: SweepPlan, cluster: Cluster) -> tuple[int, Store | None]:
 
     check_available(plan.sweep)
     _ = plan.max_epochs
-    concurrent = concurrent_runs(demand(plan.experiment, in_sweep=True), cluster.nodes, plan.sweep.max_concurrent)
-    return concurrent, open_tracking(plan.tracking_uri, plan.experiment.tracking.experiment, len(cluster.nodes))
+    needs = demand(plan.experiment, in_sweep=True, object_store=object_store)
+    fitting = capacity(needs, cluster.nodes, plan.sweep.max_concurrent, "sweep.max_concurrent")
+    return fitting, open_tracking(plan.tracking_uri, plan.experiment.tracking.experiment, len(cluster.nodes))
 
 
-def run_sweep(plan: SweepPlan, cluster: Cluster, program: Program, resume: bool = False) -> SweepOutcome:
+def run_sweep(
+    plan: SweepPlan, cluster: Cluster, program: Program, resume: bool = False, object_store: int = 0
+) -> SweepOutcome:
     """Run (or go on with) a sweep to its end and print its outcome.
+
+    Args:
+        object_store: see :func:`check_sweep`.
 
     Raises:
         UserError: it does not fit on the cluster, the store or the output directory cannot be used, or another process
             works on this sweep.
     """
-    concurrent, store = check_sweep(plan, cluster)
+    fitting, store = check_sweep(plan, cluster, object_store)
     with hold(plan.directory, DRIVER):
-        return _run(plan, program, resume, concurrent, store)
+        return _run(plan, program, resume, fitting, store)
 
 
-def _run(plan: SweepPlan, program: Program, resume: bool, concurrent: int, store: Store | None) -> SweepOutcome:
+def _run(plan: SweepPlan, program: Program, resume: bool, fitting: Capacity, store: Store | None) -> SweepOutcome:
     from sensorlab.cluster.monitor import SweepDriver, share_driver
     from sensorlab.cluster.tuning import fit
 
     sweep = plan.sweep
     needs = demand(plan.experiment, in_sweep=True)
-    trials = sweep.describe(plan.max_epochs)
-    print(f"sweep {plan.name}: {trials}, {concurrent} at a time, each with {needs.describe()}")
+    print(f"sweep {plan.name}: {sweep.describe(plan.max_epochs)}, each with {needs.describe()}")
+    print(fitting.describe())
+    if fitting.warning:
+        print(f"warning: {fitting.warning}", flush=True)
     plan.save()
     ledger = Ledger(plan.directory / "ledger.json", sweep.mode)
     share_ledger(plan.directory, ledger)
     budget = SweepBudget(sweep, ledger)
     runs = _open_runs(plan, store)
-    driver = SweepDriver(
-        _trial_plan(plan, program, store), ledger, runs, sweep.objective, budget, sweep.members, sweep.fidelity
-    )
+    trials = _trial_plan(plan, program, store, fitting.share)
+    driver = SweepDriver(trials, ledger, runs, sweep.objective, budget, sweep.members, sweep.fidelity)
     share_driver(driver)
     levels = [sweep.seeds * size for size in sweep.level_sizes] if sweep.fidelity else []
-    line = SweepLine(ledger, sweep.objective, plan.total_trials, concurrent, levels)
+    line = SweepLine(ledger, sweep.objective, plan.total_trials, fitting.runs, levels)
     interrupted = True
     try:
         with Ticker(line):
@@ -175,7 +185,7 @@ def _run(plan: SweepPlan, program: Program, resume: bool, concurrent: int, store
                 ledger.ended = budget.spent
             else:
                 ledger.is_exhausted = False  # the plan may have got more trials
-                fit(plan, driver.plan, concurrent, resume)
+                fit(plan, driver.plan, fitting.runs, resume)
         interrupted = not ledger.ended and _unfinished(ledger, plan)
     finally:  # also on SIGTERM, which Ray turns into SystemExit: a stopped job has 3 s for this
         budget.tick(save=True)
@@ -205,7 +215,7 @@ def _trials_train_in_process(plan: SweepPlan) -> bool:
     return trains_in_process(plan.experiment.resources, in_sweep=True, local=False)
 
 
-def _trial_plan(plan: SweepPlan, program: Program, store: Store | None) -> TrialPlan:
+def _trial_plan(plan: SweepPlan, program: Program, store: Store | None, share: Share) -> TrialPlan:
     return TrialPlan(
         base=as_dict(plan.experiment),
         sweep_dir=str(plan.directory),
@@ -217,6 +227,7 @@ def _trial_plan(plan: SweepPlan, program: Program, store: Store | None) -> Trial
         tracking_uri=store.uri if store else None,
         log_scaled=log_scaled(plan.sweep),
         code_root=plan.code_root,
+        share=share,
     )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sensorlab.cluster.files import REPORT, RESULT, write_json
 from sensorlab.cluster.lease import STALE_S, TRAINING, LeaseGuard, hold
+from sensorlab.cluster.preflight import UNSHARED, Share
 from sensorlab.cluster.progress import ProgressWriter
 from sensorlab.config import digest
 from sensorlab.engine.callbacks.base import Callback
@@ -68,6 +69,7 @@ class RunSpec:
         in_process: the run has one worker, which is this process: no worker group, no ``ray.train`` session.
         tracking: the run in the tracking store that rank 0 feeds; ``None`` records nothing.
         resume: continue from the checkpoints of ``run_dir``; ``False`` refuses to start where there are some.
+        share: of the cluster.
     """
 
     experiment: Mapping[str, Any]
@@ -77,6 +79,7 @@ class RunSpec:
     in_process: bool = True
     tracking: TrackingTarget | None = None
     resume: bool = True
+    share: Share = UNSHARED
 
 
 @dataclass(frozen=True)
