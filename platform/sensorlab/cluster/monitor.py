@@ -27,6 +27,7 @@ from sensorlab.config import as_dict, digest, merge, nested
 from sensorlab.errors import UserError
 from sensorlab.experiment import experiment_from
 from sensorlab.report.ranking import searched
+from sensorlab.runs.pending import adopt, pending_id
 from sensorlab.runs.sweep_runs import SweepRuns
 from sensorlab.runs.tags import FIDELITY_TAG, FORKED_TAG, GENERATION_TAG, MEMBER_TAG
 
@@ -70,8 +71,9 @@ class SweepDriver:
         record = self.ledger.start(trial_id, values, word["config_digest"], run_dir)
         record.fidelity = self.fidelity.level(values) if self.fidelity else None
         self._held.discard(trial_id)
-        word |= {"number": record.number, "run_id": self._open_run(record)}
-        record.run_id = word["run_id"]
+        record.run_id = self._open_run(record)
+        pending = pending_id(trial_id) if self.runs is not None else None
+        word |= {"number": record.number, "run_id": record.run_id or pending}
         write_json(run_dir / ORDER, word)
 
     def _open_run(self, record: TrialRecord) -> str | None:
@@ -88,10 +90,21 @@ class SweepDriver:
             tags = {FIDELITY_TAG: str(record.fidelity)}
         params = searched(record.values)
         try:
-            return self.runs.child(record.trial_id, name, params, log_scaled=self.plan.log_scaled, tags=tags)
-        except Exception as error:  # the store is away: a trial that is not recorded is better than none
-            logger.warning("%s is not recorded: %s", name, error)
+            run_id = self.runs.child(record.trial_id, name, params, log_scaled=self.plan.log_scaled, tags=tags)
+        except Exception as error:  # the store is away: what the trial records waits in its directory
+            logger.warning("%s has no run in the tracking store yet: %s", name, error)
             return record.run_id
+        adopt(self.plan.run_dir(record.trial_id) / "recording", record.trial_id, run_id)
+        return run_id
+
+    def make_pending_runs(self) -> None:
+        """Make the runs of trials that began while the store was away. Call it when no trial runs any more."""
+        for record in list(self.ledger.trials.values()):
+            if self.runs is not None and record.run_id is None:
+                record.run_id = self._open_run(record)
+                if record.run_id is None:  # the store is still away: the next would wait for it too
+                    break
+        self.ledger.save()
 
     def check(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Take note of failures and compare digests; ``True`` ends the trial."""

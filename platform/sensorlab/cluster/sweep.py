@@ -193,7 +193,7 @@ def _run(plan: SweepPlan, program: Program, resume: bool, fitting: Capacity, sto
         if not interrupted:  # a stopped job has no time for it; `sensorlab report` makes it afterwards
             _report(plan, runs)
         if runs is not None:
-            _close_runs(runs, ledger, interrupted)
+            _close_runs(runs, driver, interrupted)
         if ledger.ended:
             print(f"the sweep was ended: {ledger.ended}", flush=True)
         if interrupted:
@@ -270,9 +270,15 @@ def _close_open_trials(ledger: Ledger, interrupted: bool) -> None:
             ledger.end(record.trial_id, state, record.reason or ledger.ended or "the sweep ended")
 
 
-def _close_runs(runs: SweepRuns, ledger: Ledger, interrupted: bool) -> None:
+def _close_runs(runs: SweepRuns, driver: SweepDriver, interrupted: bool) -> None:
     """No run stays open: not those of stopped trials, whose processes were ended, and not the sweep's own."""
+    ledger = driver.ledger
     try:
+        if not interrupted:
+            driver.make_pending_runs()
+            if waiting := runs.deliver_leftovers():
+                later = f"sensorlab runs deliver {driver.plan.sweep_dir}"
+                print(f"warning: what {waiting} runs have recorded waits for the tracking store: {later}", flush=True)
         runs.close_children({record.trial_id: _STATUS[record.state] for record in ledger.trials.values()})
         for record in ledger.trials.values():
             if record.state == "failed" and record.run_id:  # may have ended itself under another status

@@ -23,6 +23,7 @@ from sensorlab.config import digest
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.errors import UserError
 from sensorlab.experiment import ExperimentConfig, experiment_from
+from sensorlab.runs.pending import is_pending
 
 if TYPE_CHECKING:
     from sensorlab.engine.training import Training
@@ -48,7 +49,7 @@ class Program(Protocol):
 
 @dataclass(frozen=True)
 class TrackingTarget:
-    """A run that exists in the tracking store, and what its page lists as parameters."""
+    """A run that exists in the tracking store, or is to be made there, and what its page lists as parameters."""
 
     uri: str
     run_id: str
@@ -112,7 +113,7 @@ class Reporter(Callback):
 
     def __init__(self, spec: RunSpec, objective: str, mode: str, send: Callable[[Report], None]) -> None:
         self._run_dir = Path(spec.run_dir)
-        self._run_id = spec.tracking.run_id if spec.tracking else None
+        self._run_id = spec.tracking.run_id if spec.tracking and not is_pending(spec.tracking.run_id) else None
         self._objective = objective
         self._worst = -math.inf if mode == "max" else math.inf
         self._send = send

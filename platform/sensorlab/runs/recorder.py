@@ -25,6 +25,7 @@ from sensorlab.runs.client import without_password
 from sensorlab.runs.delivery import Delivery
 from sensorlab.runs.names import metric_name, param_values
 from sensorlab.runs.outbox import Artifact, Outbox, checked_image
+from sensorlab.runs.pending import is_pending
 from sensorlab.runs.spool import Record, Spool
 from sensorlab.runs.tables import Columns, table_content, table_file
 
@@ -43,7 +44,7 @@ class RunRecorder:
 
     Args:
         uri: tracking URI, as :class:`sensorlab.runs.store.Store` has it.
-        run_id: an existing run; it is set to RUNNING.
+        run_id: an existing run; it is set to RUNNING. Or a pending one (:mod:`sensorlab.runs.pending`).
         spool_dir: folder for what cannot be delivered yet; the same in every attempt of the run.
         interval_s: pause between writes.
         batch_points: number of waiting points that ends the pause early.
@@ -191,6 +192,7 @@ class RunRecorder:
         """
         if self._closed:
             return True
+        deadline_s = 0.0 if is_pending(self.run_id) else deadline_s
         deadline = time.monotonic() + deadline_s
         self._save(artifacts=True)  # first to disk: a trial that was stopped may be ended while it sends
         self.flush(deadline_s)

@@ -33,9 +33,9 @@ def new_driver(folder: Path) -> SweepDriver:
     return SweepDriver(plan, ledger, None, "val/iou", SweepBudget(sweep, ledger))
 
 
-def ordered(driver: SweepDriver, values: dict[str, Any]) -> dict[str, Any]:
-    driver.order("t", values)
-    return json.loads((driver.plan.run_dir("t") / "trial.json").read_text())
+def ordered(driver: SweepDriver, values: dict[str, Any], trial_id: str = "t") -> dict[str, Any]:
+    driver.order(trial_id, values)
+    return json.loads((driver.plan.run_dir(trial_id) / "trial.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,35 @@ def test_a_trial_that_starts_again_after_its_end_keeps_the_reason(tmp_path: Path
     driver.order("a", {"optim.lr": 0.1})  # Tune had not saved that it ended
     driver.ended("a")
     assert (record.state, record.reason) == ("stopped", "behind at epoch 2")
+
+
+class AwayAtFirst:
+    """Stands in for the runs of a sweep; the store comes back when it is told to."""
+
+    def __init__(self) -> None:
+        self.is_away, self.asked = True, 0
+
+    def child(self, trial_id: str, *arguments: Any, **options: Any) -> str:
+        self.asked += 1
+        if self.is_away:
+            raise ConnectionError("no route to the store")
+        return f"run-of-{trial_id}"
+
+
+def test_trials_that_begin_while_the_store_is_away_get_their_runs_later(tmp_path: Path) -> None:
+    driver, runs = new_driver(tmp_path), AwayAtFirst()
+    driver.runs = runs  # type: ignore[assignment]
+    words = {name: ordered(driver, {"optim.lr": 0.1}, name) for name in "ab"}
+    assert [word["run_id"] for word in words.values()] == ["pending-a", "pending-b"]
+    assert {record.run_id for record in driver.ledger.trials.values()} == {None}
+    spool = driver.plan.run_dir("b") / "recording" / "pending-b.jsonl"
+    spool.parent.mkdir()
+    spool.write_text("what was recorded")
+    driver.make_pending_runs()
+    assert runs.asked == 3  # it does not wait for the store once for each trial
+    runs.is_away = False
+    assert ordered(driver, {"optim.lr": 0.1}, "a")["run_id"] == "run-of-a"  # started again
+    driver.make_pending_runs()
+    assert spool.with_name("run-of-b.jsonl").read_text() == "what was recorded"
+    saved = Ledger(driver.ledger.path, "max")
+    assert [record.run_id for record in saved.trials.values()] == ["run-of-a", "run-of-b"]
