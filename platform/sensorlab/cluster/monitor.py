@@ -53,6 +53,7 @@ class SweepDriver:
     members: int | None = None  # of a population
     fidelity: FidelityConfig | None = None
     given_up: str = ""  # why the sweep was ended before its time
+    is_saved: bool = False  # Tune has saved its state since the sweep has to end
     _failed: set[str] = field(default_factory=set)  # ids of trials, in this driver: what failed before may be mended
     _held: set[str] = field(default_factory=set)  # ids of trials that wait with their next epoch for ever
     _last_event: float = field(default_factory=time.monotonic)
@@ -263,7 +264,9 @@ class SweepStopper(Stopper):
         return _DRIVERS[self._sweep_dir].check(trial_id, result)
 
     def stop_all(self) -> bool:
-        if reason := _DRIVERS[self._sweep_dir].ending():
+        driver = _DRIVERS[self._sweep_dir]
+        reason = driver.ending()
+        if reason and driver.is_saved:
             # Not True: then Tune would take the open trials for finished, and the search for exhausted, for ever.
             raise SweepEnded(reason)
         return False
@@ -302,11 +305,14 @@ class SweepGenerator(SearchGenerator):
         self._concurrent = concurrent
 
     def next_trial(self) -> Any:
-        return None if _DRIVERS[self._sweep_dir].budget.spent else super().next_trial()
+        driver = _DRIVERS[self._sweep_dir]
+        return None if driver.ledger.ended or driver.budget.spent else super().next_trial()
 
     def save_to_dir(self, dirpath: str, session_str: str) -> None:
         super().save_to_dir(dirpath, session_str)
         keep(Path(dirpath), session_str, Path(self._sweep_dir))  # the list of trials was written just before
+        driver = _DRIVERS[self._sweep_dir]
+        driver.is_saved = bool(driver.ledger.ended)  # what it ends with is in it
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state({**state, "finished": False, "total_samples": self._total})
