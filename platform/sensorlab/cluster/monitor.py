@@ -106,6 +106,7 @@ class SweepDriver:
                 if record.run_id is None:  # the store is still away: the next would wait for it too
                     break
         self.ledger.save()
+        self._mirror()  # the best may be one of them
 
     def check(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Take note of failures and compare digests; ``True`` ends the trial."""

@@ -102,6 +102,10 @@ class AwayAtFirst:
 
     def __init__(self) -> None:
         self.is_away, self.asked = True, 0
+        self.best: list[str] = []
+
+    def mirror_best(self, trial_id: str, *arguments: Any) -> None:
+        self.best.append(trial_id)
 
     def child(self, trial_id: str, *arguments: Any, **options: Any) -> str:
         self.asked += 1
@@ -119,11 +123,13 @@ def test_trials_that_begin_while_the_store_is_away_get_their_runs_later(tmp_path
     spool = driver.plan.run_dir("b") / "recording" / "pending-b.jsonl"
     spool.parent.mkdir()
     spool.write_text("what was recorded")
+    driver.take("b", {"epoch": 1, "objective": 0.5, "run_id": None})
     driver.make_pending_runs()
     assert runs.asked == 3  # it does not wait for the store once for each trial
     runs.is_away = False
     assert ordered(driver, {"optim.lr": 0.1}, "a")["run_id"] == "run-of-a"  # started again
     driver.make_pending_runs()
     assert spool.with_name("run-of-b.jsonl").read_text() == "what was recorded"
+    assert runs.best == ["b"]
     saved = Ledger(driver.ledger.path, "max")
     assert [record.run_id for record in saved.trials.values()] == ["run-of-a", "run-of-b"]
