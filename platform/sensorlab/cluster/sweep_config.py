@@ -192,7 +192,7 @@ def split_overrides(
     """Apply command-line overrides to an experiment file with a ``sweep`` section.
 
     ``sweep.space.optim.lr={uniform: [0.1, 0.2]}`` replaces the values of one searched key (whose name contains dots),
-    ``sweep.space.optim.lr=null`` takes it out of the search.
+    ``sweep.space.optim.lr=null`` takes it out of the search; so does ``optim.lr: null`` in a file's own space.
 
     Returns:
         (experiment tree, sweep tree, dotted keys that the overrides set in the experiment).
@@ -208,7 +208,7 @@ def split_overrides(
     space = sweep.get("space") or {}
     if not isinstance(space, Mapping):
         raise UserError(f"sweep.space: expected a mapping of dotted keys to their values, found {space!r}")
-    space = dict(space)
+    space = {key: values for key, values in space.items() if values is not None}  # a file takes keys of its base out
     for item in overrides:
         if item.startswith(_SPACE_PREFIX):
             key, equals, text = item[len(_SPACE_PREFIX) :].partition("=")

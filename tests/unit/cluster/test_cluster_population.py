@@ -123,19 +123,8 @@ def test_the_table_ranks_the_members_and_tells_the_story_of_the_best(population)
     assert best.objective == min(record.objective for record in ledger.trials.values())
     table, _, story = population_table(ledger, "val/mse", 3).partition("\n\nlineage of ")
     header, _, *rows = [line.split() for line in table.splitlines() if line]
-    assert header == [
-        "rank",
-        "trial",
-        "generation",
-        "member",
-        "from",
-        "val/mse",
-        "lr",
-        "weight_decay",
-        "epochs",
-        "time",
-        "status",
-    ]
+    assert header[:6] == ["rank", "trial", "generation", "member", "from", "val/mse"]
+    assert header[6:] == ["lr", "weight_decay", "epochs", "time", "status"]
     assert [row[0] for row in rows[:3]] == ["1", "2", "3"]
     assert {row[3] for row in rows[:3]} == {"0", "1", "2"}
     assert "6 more trials are earlier generations of these members" in table

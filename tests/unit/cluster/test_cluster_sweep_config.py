@@ -118,7 +118,10 @@ def test_a_searched_key_cannot_be_set_too(fixed):
 def test_overrides_reach_the_space_by_dotted_key():
     tree = {
         "name": "x",
-        "sweep": {"num_trials": 3, "space": {"optim.lr": {"uniform": [0, 1]}, "seed": {"choice": [1]}}},
+        "sweep": {
+            "num_trials": 3,
+            "space": {"optim.lr": {"uniform": [0, 1]}, "seed": {"choice": [1]}, "data.augment": None},
+        },
     }
     experiment, sweep, fixed = split_overrides(
         tree,
@@ -127,7 +130,7 @@ def test_overrides_reach_the_space_by_dotted_key():
     assert experiment == {"name": "x", "optim": {"lr": 1e-3}}
     assert sweep == {"num_trials": 7, "space": {"seed": {"choice": [4, 5]}}}
     assert fixed == ["optim.lr"]
-    assert tree["sweep"]["space"].keys() == {"optim.lr", "seed"}  # the input stays as it was
+    assert tree["sweep"]["space"].keys() == {"optim.lr", "seed", "data.augment"}  # the input stays as it was
 
 
 def test_a_file_without_a_sweep_is_refused():
