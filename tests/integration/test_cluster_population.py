@@ -106,3 +106,22 @@ def check_runs(root: Path) -> None:
         assert {"optim.lr", "optim.weight_decay"} <= run.data.params.keys()
         assert not any(key.startswith("train.") for key in run.data.params)
     assert all(run.info.status != "RUNNING" for run in runs.values())
+
+
+def test_a_member_that_fails_goes_on_from_another_ones_checkpoint(tmp_path):
+    sweep = {"algorithm": "pbt", "num_trials": 4, "seed": 2}
+    options = {"sweep": sweep, "epochs": 2, "program": {"fails_below": 2e-3}}
+    process = start(tmp_path, "new", options)
+    assert process.wait(timeout=400) == 1, (tmp_path / "log.txt").read_text()[-3000:]  # 1: a trial failed
+    found = sorted(trials(tmp_path), key=lambda trial: trial["position"])
+    first, second = found[:4], found[4:]
+    assert len(second) == 4
+    failed = [position for position, trial in enumerate(first) if trial["state"] == "failed"]
+    assert 1 <= len(failed) <= 3
+    assert all("training diverged: the loss is not finite" in first[position]["reason"] for position in failed)
+    best = min((trial for trial in first if trial["state"] == "done"), key=lambda trial: trial["last_objective"])
+    for position in failed:
+        assert second[position]["forked_from"] == best["trial_id"]
+        assert second[position]["values"]["optim.lr"] != first[position]["values"]["optim.lr"]
+    alive = next(position for position in range(4) if position not in failed)
+    assert second[alive]["forked_from"] == first[alive]["trial_id"]

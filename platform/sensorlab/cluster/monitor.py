@@ -231,6 +231,7 @@ class SweepCallback(Callback):
         if self._first_step:
             self._first_step = False
             self._driver.ledger.forget_unknown({trial.trial_id for trial in trials})
+            self._driver.ledger.reopen({trial.trial_id for trial in trials if trial.status == "PENDING"})
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._driver.order(trial.trial_id, trial.config)

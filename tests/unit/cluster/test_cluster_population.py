@@ -257,3 +257,21 @@ def test_a_population_that_begins_with_weights_begins_with_them_once(tmp_path):
         assert (config.train.fork is None) == (index < 3)
         population.ledger.report(f"t{index}", {"epoch": 2, "objective": 1.0})
         population.ledger.end(f"t{index}", "done")
+
+
+def test_a_generation_waits_for_a_member_that_a_resumed_sweep_starts_again(tmp_path):
+    population = Population(tmp_path, section())
+    population.run(0, 3)
+    population.ledger.end("t2", "failed", "its process died")
+    population.ledger.trials["t2"].state = "failed"
+    population.search.save(str(tmp_path / "search.pkl"))
+    population.ledger.note_exhausted()
+
+    resumed = Population(tmp_path, section())
+    resumed.search.restore(str(tmp_path / "search.pkl"))
+    resumed.ledger.reopen({"t2", "t1"})
+    assert [record.state for record in resumed.ledger.trials.values()] == ["done", "done", "interrupted"]
+    assert not resumed.ledger.is_exhausted
+    assert resumed.begin("t3") is None
+    resumed.ledger.end("t2", "done")
+    assert resumed.begin("t3") is not None
