@@ -82,6 +82,7 @@ def test_epochs_without_evaluation_are_not_reported(spec):
         workers=SimpleNamespace(is_main=False),
         store=SimpleNamespace(best=lambda: None),
         protocols={},
+        finished=False,
     )
     reporter.on_metrics(training, {"train/loss": 1.0}, 5)
     reporter.on_epoch_end(training, {"train/loss": 1.0})
