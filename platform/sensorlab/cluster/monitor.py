@@ -113,6 +113,8 @@ class SweepDriver:
         record = self.ledger.trials[trial_id]
         if FAILED in result:
             record.state, record.reason = "failed", str(result[FAILED])
+            if record.reason.startswith(f"eval.metric={self.objective} is not reported"):  # nor by any other trial
+                self.given_up = record.reason.replace("eval.metric", "sweep.objective", 1)
         elif result["config_digest"] != record.config_digest:
             record.state = "failed"
             record.reason = (

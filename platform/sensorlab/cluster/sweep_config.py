@@ -86,6 +86,12 @@ class SweepConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _objective_fits(self) -> SweepConfig:
+        if self.mode == "max" and self.objective.rpartition("/")[2] in ("loss", "total_loss"):
+            raise ValueError(f"objective {self.objective} is better where it is smaller: set sweep.mode=min")
+        return self
+
+    @model_validator(mode="after")
     def _parts_fit(self) -> SweepConfig:
         if self.is_population:
             for key, value in (("scheduler", "none"), ("seeds", 1), ("fidelity", None)):
@@ -293,7 +299,23 @@ def log_scaled(sweep: SweepConfig) -> tuple[str, ...]:
 
 def load_sweep(sweep: Mapping[str, Any]) -> SweepConfig:
     """The typed ``sweep`` section. Raises ``UserError``."""
+    for key, spec in (sweep.get("space") or {}).items() if isinstance(sweep.get("space"), Mapping) else ():
+        _refuse_shape(key, spec)
     return validate(SweepConfig, dict(sweep), "sweep")
+
+
+def _refuse_shape(key: str, spec: Any) -> None:
+    """Explain what is no dimension at all."""
+    where = f"sweep.space.{key}"
+    if isinstance(spec, list):
+        raise UserError(
+            f"{where}: found the list {spec!r}; say what it means: {{choice: {spec!r}}}, or bounds as in "
+            "{uniform: [0, 1]} or {loguniform: [1e-4, 1e-2]}"
+        )
+    if not isinstance(spec, Mapping):
+        raise UserError(f"{where}: found {spec!r}; a single value belongs outside of sweep.space, as {key}: {spec!r}")
+    if spec and all(isinstance(value, Mapping) and name not in Dimension.model_fields for name, value in spec.items()):
+        raise UserError(f"{where}: searched keys are written with dots: {', '.join(f'{key}.{name}' for name in spec)}")
 
 
 # Tune and Optuna handle scalars well; a list or a mapping among the choices travels as JSON text behind this mark.

@@ -155,6 +155,15 @@ def test_time_ends_running_trials_at_once(ledger):
     assert driver.ending() == "time budget reached"
 
 
+def test_an_objective_that_is_not_reported_ends_the_sweep_at_once(ledger):
+    driver = driver_of(ledger)
+    reported(ledger, "a", 0)
+    reported(ledger, "b", 0)
+    fault = "eval.metric=val/iou is not reported; the task reports val/loss, val/miou"
+    assert driver.check("a", {"epoch": 0, "failed": fault})
+    assert driver.ending() == "sweep.objective=val/iou is not reported; the task reports val/loss, val/miou"
+
+
 def test_what_a_scheduler_stopped_stays_stopped(ledger):
     write_json(Path(reported(ledger, "judged", 1, state="stopped").run_dir) / STOPPED, {})
     reported(ledger, "cut", 2)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sensorlab.cluster.sweep_check import check_space
+from sensorlab.cluster.sweep_check import check_objective, check_space
 from sensorlab.cluster.sweep_config import (
     decode_values,
     load_sweep,
@@ -41,6 +41,9 @@ def sweep_of(**space):
         ({"space": {"a": {"quniform": [0, 1, 2]}}}, "quantum"),
         ({"space": {"a": {"choice": [1]}, "a.b": {"choice": [1]}}}, "lies inside of a"),
         ({"space": {"a": {"integer": [1, 2]}}, "algorithm": "grid"}, "needs 'choice'"),
+        ({"space": {"a": [1, 2]}}, r"found the list \[1, 2\]; say what it means: \{choice: \[1, 2\]\}"),
+        ({"space": {"a": 1}}, "found 1; a single value belongs outside of sweep.space, as a: 1"),
+        ({"space": {"a": {"b": {"choice": [1]}}}}, "searched keys are written with dots: a.b"),
         ({"space": {"a": {"choice": [1]}}, "num_trial": 3}, "did you mean 'num_trials'"),
     ],
 )
@@ -102,6 +105,74 @@ def test_what_the_sweep_decides_for_all_trials_cannot_be_searched(key, value, de
     sweep = load_sweep({"space": {key: {"choice": [value]}}})
     with pytest.raises(UserError, match=rf"sweep\.space\.{key}.*: {decided} has one value for all trials.*{reason}"):
         check_space(sweep, BASE, experiment_from)
+
+
+@pytest.mark.parametrize(
+    ("space", "changes", "message"),
+    [
+        ({"optim.momentum": {"uniform": [0.5, 0.9]}}, {}, "change nothing, because optim.name is adamw"),
+        ({"task.lidar.sweeps": {"integer": [1, 3]}}, {}, "change nothing, because task.lidar.enabled is False"),
+        ({"task.radar.sweeps": {"integer": [1, 3]}}, {}, "change nothing, because task.radar.input is none"),
+        ({"train.nonfinite_budget": {"integer": [1, 3]}}, {}, "because train.nonfinite is stop"),
+        (
+            {
+                "optim.name": {"choice": ["sgd", "adam"]},
+                "optim.momentum": {"uniform": [0.5, 0.9], "when": {"optim.name": "adam"}},
+            },
+            {},
+            "change nothing, because optim.name is adam ",
+        ),
+        ({"optim.name": {"choice": ["adam", "adamw"]}, "optim.nesterov": {"choice": [True, False]}}, {}, "adam, adamw"),
+        (
+            {"seed": {"choice": [1, 2]}},
+            {"asha": {"grace_epochs": 2}},
+            "asha.grace_epochs=2 leaves no epoch of 2 epochs",
+        ),
+    ],
+)
+def test_a_search_without_effect_is_refused(space, changes, message):
+    with pytest.raises(UserError, match=message):
+        check_space(load_sweep({"space": space, **changes}), BASE, experiment_from)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"optim.name": {"choice": ["sgd", "adam"]}, "optim.momentum": {"uniform": [0.5, 0.9]}},
+        {
+            "optim.name": {"choice": ["sgd", "adam"]},
+            "optim.betas": {"choice": [[0.9, 0.99]], "when": {"optim.name": "adam"}},
+        },
+        {"task.lidar.enabled": {"choice": [True]}, "task.lidar.sweeps": {"integer": [1, 3]}},
+        {"task.lidar": {"choice": [{"enabled": True, "sweeps": 2}]}},
+    ],
+)
+def test_a_search_with_an_effect_in_some_trials_passes(space):
+    check_space(load_sweep({"space": space}), BASE, experiment_from)
+
+
+def test_a_searched_key_makes_the_section_that_was_null():
+    sweep = sweep_of(train__ema__decay={"uniform": [0.9, 0.99]})
+    assert BASE["train"]["ema"] is None
+    check_space(sweep, BASE, experiment_from)
+    assert experiment_from(resolve(BASE, {"train.ema.decay": 0.95})).train.ema.decay == 0.95
+
+
+def test_objectives_that_no_evaluation_reports():
+    experiment = experiment_from(BASE)
+    section = {"space": {"seed": {"choice": [1]}}, "mode": "min"}
+    for known in ("val/iou", "val/loss", "val/seg_loss"):  # the last one may be a term of the loss
+        check_objective(load_sweep({**section, "objective": known}), experiment)
+    for unknown, hint in (
+        ("iou", "did you mean val/iou"),
+        ("train/loss", "val/iou"),
+        ("accuracy", "evaluations report"),
+    ):
+        sweep = load_sweep({**section, "objective": unknown})
+        with pytest.raises(UserError, match=f"sweep.objective={unknown}: .*{hint}"):
+            check_objective(sweep, experiment)
+    with pytest.raises(UserError, match=r"val/loss is better where it is smaller: set sweep\.mode=min"):
+        load_sweep({**section, "objective": "val/loss", "mode": "max"})
 
 
 def test_without_rungs_trials_may_differ_in_their_epochs():
