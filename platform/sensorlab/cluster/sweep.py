@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sensorlab.cluster.files import write_json
+import sensorlab
+from sensorlab.cluster.files import RESULT, write_json
 from sensorlab.cluster.lease import DRIVER, hold
 from sensorlab.cluster.ledger import Ledger, State, share_ledger
 from sensorlab.cluster.lineage import lineage_data, population_table
@@ -33,6 +34,7 @@ from sensorlab.config import as_dict, merge
 from sensorlab.errors import UserError
 from sensorlab.experiment import ExperimentConfig, experiment_from
 from sensorlab.runs.client import open_client
+from sensorlab.runs.environment import changed_sources, source_digests
 from sensorlab.runs.links import sweep_link, ui_command
 from sensorlab.runs.recorder import RunStatus
 from sensorlab.runs.store import Store
@@ -83,6 +85,7 @@ class SweepPlan:
     def save(self) -> None:
         content = {
             "name": self.name,
+            "directory": str(self.directory.absolute()),
             "experiment": as_dict(self.experiment),
             "sweep": as_dict(self.sweep),
             "dataset": self.dataset,
@@ -93,8 +96,13 @@ class SweepPlan:
 
     @classmethod
     def load(cls, root: Path, name: str) -> SweepPlan:
-        """The sweep ``name`` (or ``latest``) under ``root``. Raises ``UserError`` that lists the ones there are."""
+        """The sweep ``name`` (or ``latest``) under ``root``.
+
+        Raises:
+            UserError: there is none (the message lists those that there are), or its directory was moved.
+        """
         directory, saved = load_plan(SWEEP, root, name)
+        directory = _home(directory, saved.get("directory"))
         return cls(
             name=directory.name,
             root=directory.parent.parent,
@@ -104,6 +112,25 @@ class SweepPlan:
             tracking_uri=saved["tracking_uri"],
             code_root=saved["code_root"],
         )
+
+
+def _home(found: Path, recorded: str | None) -> Path:
+    """The directory of a sweep as all that it has saved names it: Tune's state, the ledger, the tracking store.
+
+    Raises:
+        UserError: it is another one than the sweep was ``found`` in.
+    """
+    home = Path(recorded or found)
+    if not home.exists():
+        raise UserError(
+            f"{found.name} was moved from {home}: all that it has saved names that place. To go on with it, move it "
+            f"back, or link it there: ln -s {shlex.quote(str(found))} {shlex.quote(str(home))}"
+        )
+    if not home.samefile(found):
+        raise UserError(
+            f"{found} is a copy of the sweep {home}, which all that it has saved names: go on with that one"
+        )
+    return home
 
 
 @dataclass(frozen=True)
@@ -168,6 +195,7 @@ def _run(plan: SweepPlan, program: Program, resume: bool, fitting: Capacity, sto
     if fitting.warning:
         print(f"warning: {fitting.warning}", flush=True)
     plan.save()
+    _note_code(plan, resume)
     ledger = Ledger(plan.directory / "ledger.json", sweep.mode)
     share_ledger(plan.directory, ledger)
     budget = SweepBudget(sweep, ledger)
@@ -192,15 +220,30 @@ def _run(plan: SweepPlan, program: Program, resume: bool, fitting: Capacity, sto
         _close_open_trials(ledger, interrupted)
         if not interrupted:  # a stopped job has no time for it; `sensorlab report` makes it afterwards
             _report(plan, runs)
+        if interrupted:  # said first: a second interrupt ends what follows
+            print(f"interrupted; what is done is kept. Continue with: {resume_command(plan)}", flush=True)
         if runs is not None:
             _close_runs(runs, driver, interrupted)
         if ledger.ended:
             print(f"the sweep was ended: {ledger.ended}", flush=True)
-        if interrupted:
-            print(f"interrupted; what is done is kept. Continue with: {resume_command(plan)}", flush=True)
     if budget.spent:
         print(f"budget: {budget.describe()}. To go on, raise it: {resume_command(plan)} KEY=VALUE", flush=True)
     return _conclude(plan, driver, store, interrupted)
+
+
+def _note_code(plan: SweepPlan, resume: bool) -> None:
+    """Leave word of the code that the sweep starts with; say so if it goes on with other code."""
+    recorded, package = plan.directory / "source.txt", Path(sensorlab.__file__).parent
+    present = source_digests(package)
+    if not resume:
+        recorded.write_text(present, encoding="utf-8")
+    elif recorded.is_file() and (changed := changed_sources(recorded.read_text(encoding="utf-8"), present)):
+        shown = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if changed[6:] else "")
+        print(
+            f"warning: the sweep was started with other code, and what it trains from now on may not compare with the "
+            f"trials before: {shown} changed",
+            flush=True,
+        )
 
 
 def _report(plan: SweepPlan, runs: SweepRuns | None) -> None:
@@ -266,6 +309,9 @@ def _unfinished(ledger: Ledger, plan: SweepPlan) -> bool:
 def _close_open_trials(ledger: Ledger, interrupted: bool) -> None:
     for record in list(ledger.trials.values()):
         if not record.ended:
+            if (Path(record.run_dir) / RESULT).exists():  # it came to its end, and its last report was on the way
+                ledger.end(record.trial_id, "done")
+                continue
             state: State = "interrupted" if interrupted else "stopped"
             ledger.end(record.trial_id, state, record.reason or ledger.ended or "the sweep ended")
 
