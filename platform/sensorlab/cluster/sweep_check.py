@@ -27,6 +27,11 @@ _COMMON_TO_ALL = {
     "train.until": "the sweep itself divides trainings into parts",
     "train.fork": "the sweep itself lets trials go on from each other's checkpoints",
 }
+# A fidelity may be one of these: its levels are ranked apart.
+_PROTOCOL = dict.fromkeys(
+    ("data.val_split", "data.max_samples", "eval.max_batches"),
+    "it says which samples the objective is measured on, and other samples give numbers that do not compare",
+)
 _BUDGET = ("train.duration", "train.extend")
 _COMMON_TO_MEMBERS = {
     **dict.fromkeys((*_BUDGET, "train.early_stop"), "members of a population are compared after the same epochs"),
@@ -42,6 +47,7 @@ _READ_WITH = {
     "train.clip.p": ("train.clip.kind", ("norm",)),
     "train.nonfinite_budget": ("train.nonfinite", ("skip",)),
 }
+_LOSS = "val/loss"
 _SWITCHES = {"enabled": False, "input": "none"}  # a section with this key is not read where it has this value
 
 
@@ -65,7 +71,7 @@ def check_space(
     """
     reason = "compares trials at the same epochs, so they need the same budget (or sweep.scheduler=none)"
     budget = dict.fromkeys(_BUDGET, f"scheduler {sweep.scheduler} {reason}") if sweep.stops_early else {}
-    common = _COMMON_TO_ALL | budget | (_COMMON_TO_MEMBERS if sweep.is_population else {})
+    common = _COMMON_TO_ALL | _PROTOCOL | budget | (_COMMON_TO_MEMBERS if sweep.is_population else {})
     for key, dimension in sweep.space.items():
         where, values = f"sweep.space.{key}", dimension.samples()
         remedy = "set it outside of sweep.space, or start one sweep for each value"
@@ -106,18 +112,68 @@ def check_objective(sweep: SweepConfig, experiment: Any) -> None:
     objective that is none of them ends the sweep then, before the first step.
 
     Raises:
-        UserError: lists what the task reports.
+        UserError: lists what the task reports; or a loss that is to grow, or that trials define differently.
     """
     from sensorlab.cluster.program import build_task  # loads torch
 
+    objective = sweep.objective
     metrics = [f"val/{name}" for metric in build_task(experiment).metrics().values() for name in metric.compute()]
-    known = sorted({*metrics, "val/loss"})
-    if sweep.objective in known:
-        return
-    near = difflib.get_close_matches(sweep.objective, known, n=1, cutoff=0.5)
+    known = sorted({*metrics, _LOSS})
+    near = difflib.get_close_matches(objective, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
-    if not sweep.objective.startswith("val/"):
-        raise UserError(f"sweep.objective={sweep.objective}: {hint}evaluations report {', '.join(known)}")
+    if objective not in known and (not objective.startswith("val/") or (near and _is_slip(objective, near[0]))):
+        raise UserError(f"sweep.objective={objective}: {hint}evaluations report {', '.join(known)}")
+    if objective in metrics:
+        return
+    if objective == _LOSS and sweep.mode == "max":
+        raise UserError(f"{_LOSS} is better where it is smaller: set sweep.mode=min")
+    searched = [key for key in sweep.space if overlap(key, "task")]
+    if searched:
+        raise UserError(
+            f"sweep.objective={objective}: a loss is defined by the whole task, so losses of trials that differ in "
+            f"{', '.join(searched)} do not compare; choose a metric ({', '.join(sorted(metrics))})"
+        )
+
+
+def _is_slip(given: str, meant: str) -> bool:
+    """Whether two neighbouring letters of ``meant`` have changed places, or one letter is missing."""
+    swapped = (meant[:i] + meant[i + 1] + meant[i] + meant[i + 2 :] for i in range(len(meant) - 1))
+    return given in {*swapped, *(meant[:i] + meant[i + 1 :] for i in range(len(meant)))}
+
+
+def check_on_dataset(sweep: SweepConfig, base: Mapping[str, Any], dataset: str) -> None:
+    """Compare what the searched values ask for with what the prepared dataset at the path ``dataset`` has.
+
+    A value is tried with the searched switch of its section on, if there is one.
+
+    Raises:
+        UserError: names the key and the value.
+    """
+    from sensorlab.cluster.program import build_task  # loads torch
+    from sensorlab.data.dataset import PreparedDataset
+    from sensorlab.experiment import experiment_from
+
+    manifest = PreparedDataset.open(dataset).manifest
+    searched = {key: dimension.samples() for key, dimension in sweep.space.items()}
+    if sweep.fidelity is not None:
+        searched[sweep.fidelity.key] = sweep.fidelity.values
+    for key, values in searched.items():
+        if not overlap(key, "task"):
+            continue
+        together = needed_for(key, sweep.conditions)
+        for decider, is_read in _deciders(key):
+            read = [value for value in searched.get(decider, ()) if is_read(value)]
+            if read and decider not in together:
+                together[decider] = read[0]
+        for value in values:
+            try:
+                task = build_task(experiment_from(resolve(base, {**together, key: value})))
+            except UserError:  # a combination that is not valid ends its trial alone
+                continue
+            try:
+                task.check_dataset(manifest)
+            except UserError as error:
+                raise UserError(f"sweep.space.{key}: the value {value!r} does not fit: {error}") from None
 
 
 def _refuse_without_effect(where: str, key: str, sweep: SweepConfig, base: Mapping[str, Any]) -> None:

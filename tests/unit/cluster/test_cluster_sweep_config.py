@@ -1,10 +1,11 @@
 """The sweep section: its own schema, and its check against the experiment's."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
-from sensorlab.cluster.sweep_check import check_objective, check_space
+from sensorlab.cluster.sweep_check import check_objective, check_on_dataset, check_space
 from sensorlab.cluster.sweep_config import (
     decode_values,
     load_sweep,
@@ -14,8 +15,11 @@ from sensorlab.cluster.sweep_config import (
     tune_space,
 )
 from sensorlab.config import as_dict
+from sensorlab.data.dataset import PreparedDataset
 from sensorlab.errors import UserError
 from sensorlab.experiment import experiment_from
+from sensorlab.tasks import bev_segmentation
+from sensorlab.tasks.base import task_class
 
 BASE = as_dict(
     experiment_from(
@@ -37,6 +41,8 @@ def sweep_of(**space):
         ({"space": {"a": {"loguniform": [0, 1]}}}, "must be positive"),
         ({"space": {"a": {"choice": []}}}, "at least one value"),
         ({"space": {"a": {"choice": [1, 1]}}}, "lists a value twice"),
+        ({"space": {"a": {"choice": [1, 1.0]}}}, "lists a value twice"),
+        ({"space": {"a": {"choice": [[0.5, 2], [0.5, 2.0]]}}}, "lists a value twice"),
         ({"space": {"a": {"choice": [1], "integer": [1, 2]}}}, "exactly one of"),
         ({"space": {"a": {"quniform": [0, 1, 2]}}}, "quantum"),
         ({"space": {"a": {"choice": [1]}, "a.b": {"choice": [1]}}}, "lies inside of a"),
@@ -93,6 +99,9 @@ def test_values_are_checked_against_the_experiment(space, message):
         ("data.path", "a", "data.path", "found once"),
         ("data.prepare.scenes", 4, "data.prepare", "found once"),
         ("resources.num_workers", 1, "resources", "reserved"),
+        ("data.val_split", "val", "data.val_split", "do not compare"),
+        ("data.max_samples", 8, "data.max_samples", "do not compare"),
+        ("eval", {"max_batches": 4}, "eval.max_batches", "do not compare"),
         ("tracking.experiment", "a", "tracking", "one store"),
         ("eval.metric", "val/loss", "eval.metric", "sweep.objective"),
         ("eval.mode", "min", "eval.mode", "sweep.mode"),
@@ -165,6 +174,8 @@ def test_objectives_that_no_evaluation_reports():
         check_objective(load_sweep({**section, "objective": known}), experiment)
     for unknown, hint in (
         ("iou", "did you mean val/iou"),
+        ("val/iuo", "did you mean val/iou"),
+        ("val/los", "did you mean val/loss"),
         ("train/loss", "val/iou"),
         ("accuracy", "evaluations report"),
     ):
@@ -172,7 +183,49 @@ def test_objectives_that_no_evaluation_reports():
         with pytest.raises(UserError, match=f"sweep.objective={unknown}: .*{hint}"):
             check_objective(sweep, experiment)
     with pytest.raises(UserError, match=r"val/loss is better where it is smaller: set sweep\.mode=min"):
-        load_sweep({**section, "objective": "val/loss", "mode": "max"})
+        check_objective(load_sweep({**section, "objective": "val/loss", "mode": "max"}), experiment)
+    other_tasks = {"task.image.size": {"choice": [[96, 176], [128, 224]]}}
+    with pytest.raises(UserError, match=r"differ in task\.image\.size do not compare; choose a metric \(.*val/iou"):
+        check_objective(load_sweep({"space": other_tasks, "objective": "val/loss", "mode": "min"}), experiment)
+    check_objective(load_sweep({"space": other_tasks}), experiment)
+
+
+RADAR = {"task.radar.input": {"choice": ["none", "occupancy"]}}
+
+
+@pytest.mark.parametrize(
+    ("section", "fits"),
+    [
+        ({"space": {"task.radar.sweeps": {"integer": [1, 3]}, **RADAR}}, True),
+        ({"space": {"task.radar.sweeps": {"integer": [1, 4]}, **RADAR}}, False),
+        ({"space": {"task.radar": {"choice": [{"input": "occupancy", "sweeps": 4}]}}}, False),
+        (
+            {
+                "space": {
+                    "task.radar.sweeps": {"choice": [2, 4], "when": {"task.radar.input": "occupancy"}},
+                    **RADAR,
+                }
+            },
+            False,
+        ),
+        ({"space": RADAR, "fidelity": {"key": "task.lidar.sweeps", "values": [1, 9]}}, True),  # lidar is off
+        ({"space": {"optim.lr": {"uniform": [0.1, 0.2]}}}, True),
+    ],
+)
+def test_searched_values_that_the_dataset_does_not_have(section, fits):
+    class Task(task_class("bev_segmentation")):
+        def check_dataset(self, manifest):
+            if self.config.radar.input != "none" and self.config.radar.sweeps > manifest:
+                raise UserError(f"the dataset has {manifest} sweeps")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bev_segmentation, "Task", Task)
+        patch.setattr(PreparedDataset, "open", lambda path: SimpleNamespace(manifest=3))
+        if fits:
+            check_on_dataset(load_sweep(section), BASE, "d")
+            return
+        with pytest.raises(UserError, match=r"task\.radar.*: the value .*4.* does not fit: the dataset has 3 sweeps"):
+            check_on_dataset(load_sweep(section), BASE, "d")
 
 
 def test_without_rungs_trials_may_differ_in_their_epochs():
