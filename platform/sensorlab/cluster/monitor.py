@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.search_generator import SearchGenerator
 
-from sensorlab.cluster.files import ERROR, RESULT, STOPPED, write_json
+from sensorlab.cluster.files import ERROR, PROGRESS, RESULT, STOPPED, write_json
 from sensorlab.cluster.ledger import Ledger, TrialRecord
 from sensorlab.cluster.lineage import place_of
 from sensorlab.cluster.search.options import FidelityConfig
@@ -37,6 +38,12 @@ _HOPELESS = 3  # failed trials without a single report of any trial: the cause i
 _STALL_S = 900.0  # no trial starts, reports or ends although none is running: Tune waits for something that was lost
 
 
+# Running trials write their progress once a second while they step and evaluate. In between they may start up, compile,
+# wait for storage or for their workers; none of that takes hours, a hanging process or a lost node does.
+_SILENT_S = 2 * 3600.0
+_LOOK_S = 5.0  # between two looks at the files of the running trials
+
+
 class SweepEnded(Exception):
     """Raised in Tune's loop to leave it as an interruption does: what it has saved can be gone on with."""
 
@@ -56,7 +63,10 @@ class SweepDriver:
     is_saved: bool = False  # Tune has saved its state since the sweep has to end
     _failed: set[str] = field(default_factory=set)  # ids of trials, in this driver: what failed before may be mended
     _held: set[str] = field(default_factory=set)  # ids of trials that wait with their next epoch for ever
-    _last_event: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+    _looked: float = -math.inf
+    _last_event: float = -math.inf
+    _signs: dict[str, object] | None = None  # of life, of the running trials when they were last looked at
     _mirrored: str = ""  # id of the best trial that the sweep's own run shows
 
     def order(self, trial_id: str, sampled: Mapping[str, Any]) -> None:
@@ -192,16 +202,37 @@ class SweepDriver:
 
     def gives_up(self) -> bool:
         """Whether going on makes no sense; ``given_up`` then says why."""
-        if self.ledger.count("running"):
-            self._last_event = time.monotonic()
+        silent = self._silence()
+        running = [record for record in list(self.ledger.trials.values()) if record.state == "running"]
         verified = any(record.verified for record in self.ledger.trials.values())
         if len(self._failed) >= _HOPELESS and not verified:
             self.given_up = f"{len(self._failed)} trials failed, none has trained an epoch"
-        elif time.monotonic() - self._last_event > _STALL_S:
+        elif running and silent > _SILENT_S:
+            named = ", ".join(f"#{record.number}" for record in running)
+            self.given_up = (
+                f"{named} did not get on for {_SILENT_S / 3600:.0f} hours: no step, no evaluated batch; what they did "
+                f"last is in the log.txt of their directories, {Path(self.plan.sweep_dir) / 'trials'}"
+            )
+        elif not running and silent > _STALL_S:
             self.given_up = (
                 f"no trial could start for {_STALL_S / 60:.0f} minutes; is the cluster busy with other work?"
             )
         return bool(self.given_up)
+
+    def _silence(self) -> float:
+        """Seconds since a trial started, ended, or moved on. Changes are what counts, not the times in the files:
+        the clocks of two machines differ."""
+        now = self.clock()
+        if now - self._looked >= _LOOK_S:
+            self._looked = now
+            running = [record for record in list(self.ledger.trials.values()) if record.state == "running"]
+            signs: dict[str, object] = {
+                record.trial_id: (record.started, record.epoch, _written(Path(record.run_dir) / PROGRESS))
+                for record in running
+            }
+            if signs != self._signs:
+                self._signs, self._last_event = signs, now
+        return now - self._last_event
 
 
 # As for the ledger: copies of the objects below live on in restored drivers and find the one driver by directory.
@@ -321,6 +352,14 @@ class SweepGenerator(SearchGenerator):
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state({**state, "finished": False, "total_samples": self._total})
         self.searcher.max_concurrent = self._concurrent
+
+
+def _written(path: Path) -> int | None:
+    """When a file was last written, in ns; ``None`` if it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _config_digest(tree: Mapping[str, Any], values: Mapping[str, Any], where: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,42 @@ def test_trials_that_begin_while_the_store_is_away_get_their_runs_later(tmp_path
     assert runs.best == ["b"]
     saved = Ledger(driver.ledger.path, "max")
     assert [record.run_id for record in saved.trials.values()] == ["run-of-a", "run-of-b"]
+
+
+def test_a_trial_that_hangs_ends_the_sweep_and_one_that_works_slowly_does_not(tmp_path: Path) -> None:
+    driver, now = new_driver(tmp_path), [100.0]
+    driver.clock = lambda: now[0]
+
+    def later(seconds: float) -> bool:
+        now[0] += seconds
+        return driver.gives_up()
+
+    assert not driver.gives_up()
+    for name in "ab":
+        driver.order(name, {"optim.lr": 0.1})
+    assert not later(3600)  # starting up
+    progress = driver.plan.run_dir("a") / "progress.json"
+    for written in range(1, 6):
+        progress.write_text("{}")
+        os.utime(progress, ns=(written, written))  # on a machine whose clock is wrong
+        assert not later(7000)  # b hangs, but a goes on
+    driver.ended("a")
+    assert not later(10)  # it sees that the trial has ended
+    assert not later(7000)
+    assert later(300)
+    assert driver.given_up.startswith("#1 did not get on for 2 hours")
+
+
+def test_without_running_trials_a_sweep_waits_a_quarter_of_an_hour(tmp_path: Path) -> None:
+    driver, now = new_driver(tmp_path), [100.0]
+    driver.clock = lambda: now[0]
+    driver.order("a", {"optim.lr": 0.1})
+    assert not driver.gives_up()
+    driver.ended("a")
+    now[0] += 800
+    assert not driver.gives_up()  # it sees only now that the trial has ended
+    now[0] += 890
+    assert not driver.gives_up()
+    now[0] += 20
+    assert driver.gives_up()
+    assert driver.given_up.startswith("no trial could start for 15 minutes")
