@@ -9,7 +9,7 @@ from sensorlab.cluster.table import duration, number
 from sensorlab.config import parse_yaml
 from sensorlab.errors import UserError
 from sensorlab.report.content import Sweep, text_key
-from sensorlab.report.distinguish import ALPHA
+from sensorlab.report.distinguish import ALPHA, NO_SPREAD
 from sensorlab.report.gather import Report
 from sensorlab.report.markup import Markup, el, join
 from sensorlab.report.ranking import Configuration, Ranking, leading
@@ -133,6 +133,8 @@ def verdict(main: Ranking) -> list[Any]:
         ]
     second, difference = main.rivals[0]
     gap = f"the means of {best.label} and {second.label} differ by {number(abs(difference.gap))}"
+    if difference.test == NO_SPREAD:
+        return [el("strong", "Not tested: "), f"{gap}; {NO_SPREAD.removeprefix('no test: ')}."]
     if difference.p is None:
         return [
             el("strong", "Not tested: "),
