@@ -137,11 +137,15 @@ class Reporter(Callback):
             return
         self._evaluated = False
         best = training.store.best() if training.workers.is_main else None  # reads the whole checkpoint
+        trained = training.workers.gather(digest(training.config))
+        if len(set(trained)) > 1:  # the report is that of the main worker, and would vouch for the others
+            named = ", ".join(f"rank {rank}: {one}" for rank, one in enumerate(trained))
+            raise RuntimeError(f"the workers of {self._run_dir} train different configurations ({named})")
         self.report(
             epoch=training.cursor.epochs_begun,
             step=training.cursor.step,
             metrics=metrics,
-            config_digest=digest(training.config),
+            config_digest=trained[0],
             finished=training.finished,
             protocol=digest(training.protocols.get(self._objective, {})),
             is_main=training.workers.is_main,
