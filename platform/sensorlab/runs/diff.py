@@ -20,6 +20,7 @@ _ORIGIN = (
     ("host", "host"),
     ("python", "python"),
     ("order of samples", "order"),
+    ("went on from run", "forked_from"),
 )
 
 
