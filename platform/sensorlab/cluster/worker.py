@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sensorlab.cluster.files import REPORT, RESULT, write_json
 from sensorlab.cluster.lease import STALE_S, TRAINING, LeaseGuard, hold
+from sensorlab.cluster.memory import give_back
 from sensorlab.cluster.preflight import UNSHARED, Share
 from sensorlab.cluster.progress import ProgressWriter
 from sensorlab.config import digest
@@ -195,6 +196,7 @@ def train_worker(loop_config: Mapping[str, Any]) -> dict[str, Any]:
     """
     import torch
 
+    give_back()  # not at a training's end: one that is ended by an exception is held by it until then
     spec: RunSpec = loop_config["spec"]
     config = experiment_from(spec.experiment)
     torch.set_num_threads(max(1, int(config.resources.cpus_per_worker)))
