@@ -166,9 +166,26 @@ class ResourcesConfig(StrictModel):
 
     num_workers: int = Field(default=1, ge=1)
     cpus_per_worker: float = Field(default=1.0, gt=0)
-    gpus_per_worker: float = Field(default=0.0, ge=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)  # below 1: a part of one GPU, which several trainings share
+    memory_gb: float | None = Field(default=None, gt=0)  # of the host, reserved per worker; null: 2 where there is that
     data_cpus: float = Field(default=0.5, gt=0)  # for the Ray Data tasks of one training
     in_process: bool = True  # a single worker runs in the process that asks for it, without a worker group
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _gpus_are_whole(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError(f"{value:g} GPUs: a part of one GPU (below 1) or a whole number of them")
+        return value
+
+    @model_validator(mode="after")
+    def _ranks_have_gpus_of_their_own(self) -> ResourcesConfig:
+        if self.num_workers > 1 and 0 < self.gpus_per_worker <= 0.5:
+            raise ValueError(
+                f"{self.num_workers} workers with gpus_per_worker={self.gpus_per_worker:g} would share a GPU, and NCCL "
+                "connects no two workers on one: set num_workers=1, or gpus_per_worker above 0.5"
+            )
+        return self
 
 
 class ExperimentConfig(StrictModel):

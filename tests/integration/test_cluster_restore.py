@@ -98,6 +98,48 @@ def test_an_ended_driver_goes_on_where_it_was(tmp_path, sent, codes, sweep):
     assert len(statuses(tmp_path)) == 1 + started, "the resumed sweep made new runs for old trials"
 
 
+def test_a_sweep_with_levels_killed_at_each_of_them(tmp_path):
+    """Two drivers are killed, one at each level; the third promotes what an uninterrupted one would have promoted."""
+    fidelity = {"key": "data.train_fraction", "values": [0.5, 1.0]}
+    sweep = {"fidelity": fidelity, "asha": {"reduction": 2}, "num_trials": 4, "max_concurrent": 2}
+    options = {"sweep": sweep, "program": {"epoch_s": 0.5}}
+
+    def has_begun(number: int, level: int) -> bool:
+        found = [trial for trial in trials(tmp_path) if trial["fidelity"] == level]
+        return len(found) > number and found[number]["epoch"] >= 1
+
+    def killed_when(mode: str, number: int, level: int) -> dict[str, str]:
+        """Attempts of the trials that had ended."""
+        process = start(tmp_path, mode, **options)
+        wait_until(lambda: has_begun(number, level), process, tmp_path / f"{mode}.log")
+        process.kill()
+        process.wait(timeout=60)
+        return {t["trial_id"]: attempts(t["trial_id"]) for t in trials(tmp_path) if t["state"] == "done"}
+
+    def attempts(trial_id: str) -> str:
+        return (tmp_path / "sweeps" / "s" / "trials" / trial_id / "attempts.txt").read_text()
+
+    done = killed_when("new", 2, 0) | killed_when("resume", 1, 1)
+    resumed = start(tmp_path, "resume", **options)
+    assert resumed.wait(timeout=300) == 0, (tmp_path / "resume.log").read_text()[-3000:]
+
+    after = trials(tmp_path)
+    assert [trial["state"] for trial in after] == ["done"] * 6
+    assert [trial["fidelity"] for trial in after] == [0] * 4 + [1] * 2
+    assert {trial["values"]["data.train_fraction"] for trial in after[:4]} == {0.5}
+    by_objective = sorted(after[:4], key=lambda trial: -trial["objective"])
+    rates = [trial["values"]["optim.lr"] for trial in after]
+    assert rates[4:] == [trial["values"]["optim.lr"] for trial in by_objective[:2]]
+    assert len(set(rates)) == 4
+    assert len(done) >= 4
+    assert {trial_id: attempts(trial_id) for trial_id in done} == done, "a finished trial was repeated"
+    assert done.keys() <= {trial["trial_id"] for trial in after}, "a finished trial was lost"
+    assert "RUNNING" not in statuses(tmp_path)
+    outcome = json.loads((tmp_path / "sweeps" / "s" / "outcome.json").read_text())
+    assert outcome["best"]["trial"] == 4
+    assert ", promoted" in (tmp_path / "resume.log").read_text()
+
+
 def test_worker_groups_stopped_and_killed_beside_another_cluster(tmp_path):
     # The other cluster is what makes Ray's own cleaning-up fail when it is not told where it belongs.
     other = subprocess.Popen(

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sensorlab.cluster.commands import launch
-from sensorlab.cluster.program import EngineProgram
+from sensorlab.cluster.program import EngineProgram, least_object_store
 from sensorlab.cluster.start import output_root
-from sensorlab.cluster.sweep_check import check_space
+from sensorlab.cluster.sweep_check import check_objective, check_on_dataset, check_space
 from sensorlab.cluster.sweep_config import MAY_CHANGE, load_sweep, split_overrides, with_more
 from sensorlab.config import apply_overrides, as_dict
 from sensorlab.errors import UserError, exit_on_user_error
@@ -125,6 +125,7 @@ def _tune(args: argparse.Namespace, script: Path) -> int:
         experiment = launch.with_absolute_paths(experiment_from(tree, where=str(args.config)))
         experiment = with_objective(experiment, sweep)
         check_space(sweep, as_dict(experiment), experiment_from, fixed)
+        check_objective(sweep, experiment)
         root = output_root(args.output or experiment.output_dir)
         plan = SweepPlan(new_name(experiment), root, experiment, sweep, "", launch.store_uri(args, experiment, root))
     plan = dataclasses.replace(plan, **launch.started_by(args, script))
@@ -132,7 +133,9 @@ def _tune(args: argparse.Namespace, script: Path) -> int:
     try:
         check_sweep(plan, cluster)
         plan = dataclasses.replace(plan, dataset=launch.dataset_for(plan.experiment, plan.root, plan.dataset))
-        return run_sweep(plan, cluster, EngineProgram(), resume=bool(args.resume)).exit_code
+        check_on_dataset(plan.sweep, as_dict(plan.experiment), plan.dataset)
+        needed = least_object_store(plan.experiment, plan.dataset)
+        return run_sweep(plan, cluster, EngineProgram(), resume=bool(args.resume), object_store=needed).exit_code
     finally:
         launch.leave()
 

@@ -146,6 +146,14 @@ class Ledger:
             self.save()
         return lost
 
+    def reopen(self, trial_ids: Collection[str]) -> None:
+        """Trials that crashed, and that a restored sweep starts again: a search waits for them as for any other."""
+        again = [record for record in self.trials.values() if record.trial_id in trial_ids and record.state == "failed"]
+        for record in again:
+            record.state, self.is_exhausted = "interrupted", False
+        if again:
+            self.save()
+
     def better(self, value: float, other: float) -> bool:
         return value > other if self.mode == "max" else value < other
 

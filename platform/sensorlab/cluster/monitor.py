@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.search_generator import SearchGenerator
 
-from sensorlab.cluster.files import ERROR, RESULT, STOPPED, write_json
+from sensorlab.cluster.files import ERROR, PROGRESS, RESULT, STOPPED, write_json
 from sensorlab.cluster.ledger import Ledger, TrialRecord
 from sensorlab.cluster.lineage import place_of
 from sensorlab.cluster.search.options import FidelityConfig
@@ -22,10 +23,12 @@ from sensorlab.cluster.search.stopping import EarlyStopping
 from sensorlab.cluster.sweep_budget import SweepBudget
 from sensorlab.cluster.sweep_config import decode_values, resolve
 from sensorlab.cluster.trial import ALREADY_STOPPED, FAILED, ORDER, TrialPlan
-from sensorlab.config import digest
+from sensorlab.cluster.tune_state import keep
+from sensorlab.config import as_dict, digest, merge, nested
 from sensorlab.errors import UserError
 from sensorlab.experiment import experiment_from
 from sensorlab.report.ranking import searched
+from sensorlab.runs.pending import adopt, pending_id
 from sensorlab.runs.sweep_runs import SweepRuns
 from sensorlab.runs.tags import FIDELITY_TAG, FORKED_TAG, GENERATION_TAG, MEMBER_TAG
 
@@ -33,6 +36,12 @@ logger = logging.getLogger(__name__)
 
 _HOPELESS = 3  # failed trials without a single report of any trial: the cause is not the configuration
 _STALL_S = 900.0  # no trial starts, reports or ends although none is running: Tune waits for something that was lost
+
+
+# Running trials write their progress once a second while they step and evaluate. In between they may start up, compile,
+# wait for storage or for their workers; none of that takes hours, a hanging process or a lost node does.
+_SILENT_S = 2 * 3600.0
+_LOOK_S = 5.0  # between two looks at the files of the running trials
 
 
 class SweepEnded(Exception):
@@ -51,8 +60,13 @@ class SweepDriver:
     members: int | None = None  # of a population
     fidelity: FidelityConfig | None = None
     given_up: str = ""  # why the sweep was ended before its time
+    is_saved: bool = False  # Tune has saved its state since the sweep has to end
+    _failed: set[str] = field(default_factory=set)  # ids of trials, in this driver: what failed before may be mended
     _held: set[str] = field(default_factory=set)  # ids of trials that wait with their next epoch for ever
-    _last_event: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+    _looked: float = -math.inf
+    _last_event: float = -math.inf
+    _signs: dict[str, object] | None = None  # of life, of the running trials when they were last looked at
     _mirrored: str = ""  # id of the best trial that the sweep's own run shows
 
     def order(self, trial_id: str, sampled: Mapping[str, Any]) -> None:
@@ -62,14 +76,15 @@ class SweepDriver:
         run_dir = self.plan.run_dir(trial_id)
         word: dict[str, Any] = {"trial_id": trial_id, "values": values}
         try:
-            word["config_digest"] = digest(experiment_from(tree, where=f"configuration of trial {trial_id}"))
+            word["config_digest"] = _config_digest(tree, values, where=f"configuration of trial {trial_id}")
         except UserError as error:  # each value is valid, this combination is not
             word |= {"config_digest": "", "error": str(error)}
         record = self.ledger.start(trial_id, values, word["config_digest"], run_dir)
         record.fidelity = self.fidelity.level(values) if self.fidelity else None
         self._held.discard(trial_id)
-        word |= {"number": record.number, "run_id": self._open_run(record)}
-        record.run_id = word["run_id"]
+        record.run_id = self._open_run(record)
+        pending = pending_id(trial_id) if self.runs is not None else None
+        word |= {"number": record.number, "run_id": record.run_id or pending}
         write_json(run_dir / ORDER, word)
 
     def _open_run(self, record: TrialRecord) -> str | None:
@@ -86,16 +101,30 @@ class SweepDriver:
             tags = {FIDELITY_TAG: str(record.fidelity)}
         params = searched(record.values)
         try:
-            return self.runs.child(record.trial_id, name, params, log_scaled=self.plan.log_scaled, tags=tags)
-        except Exception as error:  # the store is away: a trial that is not recorded is better than none
-            logger.warning("%s is not recorded: %s", name, error)
+            run_id = self.runs.child(record.trial_id, name, params, log_scaled=self.plan.log_scaled, tags=tags)
+        except Exception as error:  # the store is away: what the trial records waits in its directory
+            logger.warning("%s has no run in the tracking store yet: %s", name, error)
             return record.run_id
+        adopt(self.plan.run_dir(record.trial_id) / "recording", record.trial_id, run_id)
+        return run_id
+
+    def make_pending_runs(self) -> None:
+        """Make the runs of trials that began while the store was away. Call it when no trial runs any more."""
+        for record in list(self.ledger.trials.values()):
+            if self.runs is not None and record.run_id is None:
+                record.run_id = self._open_run(record)
+                if record.run_id is None:  # the store is still away: the next would wait for it too
+                    break
+        self.ledger.save()
+        self._mirror()  # the best may be one of them
 
     def check(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Take note of failures and compare digests; ``True`` ends the trial."""
         record = self.ledger.trials[trial_id]
         if FAILED in result:
             record.state, record.reason = "failed", str(result[FAILED])
+            if record.reason.startswith(f"eval.metric={self.objective} is not reported"):  # nor by any other trial
+                self.given_up = record.reason.replace("eval.metric", "sweep.objective", 1)
         elif result["config_digest"] != record.config_digest:
             record.state = "failed"
             record.reason = (
@@ -104,6 +133,8 @@ class SweepDriver:
             )
         else:
             record.verified = True
+        if record.state == "failed":
+            self._failed.add(trial_id)
         return record.state == "failed" or ALREADY_STOPPED in result
 
     def take(self, trial_id: str, result: Mapping[str, Any]) -> None:
@@ -133,7 +164,8 @@ class SweepDriver:
         if (run_dir / RESULT).exists():
             self.ledger.end(trial_id, "done")
         else:
-            reason = record.reason or "stopped"
+            judged = "stopped" if record.stopped_at is None else f"behind at epoch {record.stopped_at}"
+            reason = record.reason or judged  # what started again after the decision has no reason any more
             self.ledger.end(trial_id, "stopped", reason)
             if record.state == "stopped":
                 write_json(run_dir / STOPPED, {"reason": reason, "epoch": record.epoch})
@@ -145,6 +177,8 @@ class SweepDriver:
             self.order(trial_id, sampled)
         if restarts:
             self.ledger.trials[trial_id].restarts += 1
+        else:
+            self._failed.add(trial_id)
         self.ledger.end(trial_id, "interrupted" if restarts else "failed", reason)
         self._mirror()
 
@@ -168,16 +202,37 @@ class SweepDriver:
 
     def gives_up(self) -> bool:
         """Whether going on makes no sense; ``given_up`` then says why."""
-        if self.ledger.count("running"):
-            self._last_event = time.monotonic()
+        silent = self._silence()
+        running = [record for record in list(self.ledger.trials.values()) if record.state == "running"]
         verified = any(record.verified for record in self.ledger.trials.values())
-        if self.ledger.count("failed") >= _HOPELESS and not verified:
-            self.given_up = f"the first {_HOPELESS} trials failed, none has trained an epoch"
-        elif time.monotonic() - self._last_event > _STALL_S:
+        if len(self._failed) >= _HOPELESS and not verified:
+            self.given_up = f"{len(self._failed)} trials failed, none has trained an epoch"
+        elif running and silent > _SILENT_S:
+            named = ", ".join(f"#{record.number}" for record in running)
+            self.given_up = (
+                f"{named} did not get on for {_SILENT_S / 3600:.0f} hours: no step, no evaluated batch; what they did "
+                f"last is in the log.txt of their directories, {Path(self.plan.sweep_dir) / 'trials'}"
+            )
+        elif not running and silent > _STALL_S:
             self.given_up = (
                 f"no trial could start for {_STALL_S / 60:.0f} minutes; is the cluster busy with other work?"
             )
         return bool(self.given_up)
+
+    def _silence(self) -> float:
+        """Seconds since a trial started, ended, or moved on. Changes are what counts, not the times in the files:
+        the clocks of two machines differ."""
+        now = self.clock()
+        if now - self._looked >= _LOOK_S:
+            self._looked = now
+            running = [record for record in list(self.ledger.trials.values()) if record.state == "running"]
+            signs: dict[str, object] = {
+                record.trial_id: (record.started, record.epoch, _written(Path(record.run_dir) / PROGRESS))
+                for record in running
+            }
+            if signs != self._signs:
+                self._signs, self._last_event = signs, now
+        return now - self._last_event
 
 
 # As for the ledger: copies of the objects below live on in restored drivers and find the one driver by directory.
@@ -209,6 +264,7 @@ class SweepCallback(Callback):
         if self._first_step:
             self._first_step = False
             self._driver.ledger.forget_unknown({trial.trial_id for trial in trials})
+            self._driver.ledger.reopen({trial.trial_id for trial in trials if trial.status == "PENDING"})
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._driver.order(trial.trial_id, trial.config)
@@ -243,7 +299,9 @@ class SweepStopper(Stopper):
         return _DRIVERS[self._sweep_dir].check(trial_id, result)
 
     def stop_all(self) -> bool:
-        if reason := _DRIVERS[self._sweep_dir].ending():
+        driver = _DRIVERS[self._sweep_dir]
+        reason = driver.ending()
+        if reason and driver.is_saved:
             # Not True: then Tune would take the open trials for finished, and the search for exhausted, for ever.
             raise SweepEnded(reason)
         return False
@@ -282,11 +340,40 @@ class SweepGenerator(SearchGenerator):
         self._concurrent = concurrent
 
     def next_trial(self) -> Any:
-        return None if _DRIVERS[self._sweep_dir].budget.spent else super().next_trial()
+        driver = _DRIVERS[self._sweep_dir]
+        return None if driver.ledger.ended or driver.budget.spent else super().next_trial()
+
+    def save_to_dir(self, dirpath: str, session_str: str) -> None:
+        super().save_to_dir(dirpath, session_str)
+        keep(Path(dirpath), session_str, Path(self._sweep_dir))  # the list of trials was written just before
+        driver = _DRIVERS[self._sweep_dir]
+        driver.is_saved = bool(driver.ledger.ended)  # what it ends with is in it
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state({**state, "finished": False, "total_samples": self._total})
         self.searcher.max_concurrent = self._concurrent
+
+
+def _written(path: Path) -> int | None:
+    """When a file was last written, in ns; ``None`` if it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _config_digest(tree: Mapping[str, Any], values: Mapping[str, Any], where: str) -> str:
+    """Digest of the configuration ``tree`` of a trial, in which its ``values`` are.
+
+    Raises:
+        UserError: it is not valid, or has other values: they would be recorded and ranked, but not trained.
+    """
+    experiment = experiment_from(tree, where=where)
+    for key, value in values.items():
+        again = experiment_from(merge(as_dict(experiment), nested(key, value)), where=where)
+        if again != experiment:
+            raise UserError(f"{where} does not have {key}={value!r}: another searched key replaces the section")
+    return digest(experiment)
 
 
 def _reason(trial: Any, run_dir: Path) -> str:

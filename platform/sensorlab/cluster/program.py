@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sensorlab
+from sensorlab.cluster.preflight import UNSHARED, Share
 from sensorlab.cluster.worker import RunContext, RunSpec
 from sensorlab.data.dataset import PreparedDataset, Split
 from sensorlab.data.local_stream import LocalStream
-from sensorlab.data.stream import SampleStream, StreamConfig, StreamSpec
+from sensorlab.data.stream import STREAMS_OF_A_RUN, SampleStream, StreamConfig, StreamSpec
 from sensorlab.data.subset import Unaugmented, first_rows, spread_fraction
 from sensorlab.engine.accumulate import Accumulation
 from sensorlab.engine.budget import Budget, early_stop_of
@@ -41,7 +42,7 @@ class EngineProgram:
         from sensorlab.data.ray_stream import makes_own_datasets
 
         config = experiment_from(spec.experiment)
-        streams = stream_specs(config, spec.dataset)
+        streams = stream_specs(config, spec.dataset, spec.share)
         if next_cursor(spec, config) is None:
             return {}  # trained to its end already; only the result is missing
         return {
@@ -123,8 +124,10 @@ def build_task(config: ExperimentConfig) -> BaseTask:
     return task_class(config.task.name)(config.task)  # type: ignore[attr-defined]
 
 
-def stream_specs(config: ExperimentConfig, dataset: str) -> dict[str, StreamSpec]:
+def stream_specs(config: ExperimentConfig, dataset: str, share: Share = UNSHARED) -> dict[str, StreamSpec]:
     """What is streamed, by name; equal in the driver and in every worker.
+
+    ``share``: of the cluster; it says nothing about the content.
 
     Raises:
         UserError: no prepared dataset there, it lacks what the task asks for, a split is missing or empty.
@@ -136,22 +139,35 @@ def stream_specs(config: ExperimentConfig, dataset: str) -> dict[str, StreamSpec
     return {
         TRAIN: StreamSpec(
             *(train_split, train_task, data.global_batch, config.seed, True),
-            _stream_config(config),
+            _stream_config(config, share),
             sampling=data.sampling,
             max_batches=data.max_batches,
         ),
-        VAL: validation_spec(config, dataset),
+        VAL: validation_spec(config, dataset, share),
     }
 
 
-def validation_spec(config: ExperimentConfig, dataset: str) -> StreamSpec:
+def validation_spec(config: ExperimentConfig, dataset: str, share: Share = UNSHARED) -> StreamSpec:
     """The validation alone, which a dataset without a training split has too. Raises ``UserError`` as above."""
     data = config.data
     prepared, task = _prepared(config, dataset)
     split = _part(prepared, data.val_split, data.max_samples)
     return StreamSpec(
-        split, task, data.val_batch or data.global_batch, config.seed, training=False, config=_stream_config(config)
+        split,
+        task,
+        data.val_batch or data.global_batch,
+        config.seed,
+        training=False,
+        config=_stream_config(config, share),
     )
+
+
+def least_object_store(config: ExperimentConfig, dataset: str) -> int:
+    """Bytes of the object store without which the streams of a run spill to disk."""
+    from sensorlab.data.ray_stream import least_object_store
+
+    workers = config.resources.num_workers
+    return sum(least_object_store(stream, workers) for stream in stream_specs(config, dataset).values())
 
 
 def _prepared(config: ExperimentConfig, dataset: str) -> tuple[PreparedDataset, BaseTask]:
@@ -160,7 +176,7 @@ def _prepared(config: ExperimentConfig, dataset: str) -> tuple[PreparedDataset, 
     return prepared, task
 
 
-def _stream_config(config: ExperimentConfig) -> StreamConfig:
+def _stream_config(config: ExperimentConfig, share: Share) -> StreamConfig:
     data = config.data
     tasks = max(2, math.ceil(config.resources.data_cpus))
     return StreamConfig(
@@ -171,7 +187,10 @@ def _stream_config(config: ExperimentConfig) -> StreamConfig:
         last_batch=data.last_batch,
         max_corrupt_fraction=data.max_corrupt_fraction,
         tasks=tasks,
-        task_cpus=config.resources.data_cpus / tasks,  # together what the preflight keeps free for them
+        # Together what the preflight keeps free for them. The tasks of both streams, because those of the training
+        # wait during an evaluation, and keep their CPUs: it would wait for them, and they for it.
+        task_cpus=config.resources.data_cpus / (tasks * STREAMS_OF_A_RUN),
+        object_store=share.object_store,
     )
 
 
@@ -227,7 +246,7 @@ def open_streams(context: RunContext, task: BaseTask) -> dict[str, SampleStream]
     from sensorlab.data.ray_stream import RayStream, makes_own_datasets
 
     config, spec, workers = context.config, context.spec, context.workers
-    specs = stream_specs(config, spec.dataset)
+    specs = stream_specs(config, spec.dataset, spec.share)
     place = place_of(workers)
     cursor = next_cursor(spec, config)
     if cursor is None:

@@ -14,7 +14,7 @@ from typing import Any
 from sensorlab.cluster.files import REPORT, read_json, write_json
 from sensorlab.cluster.lease import DRIVER, hold
 from sensorlab.cluster.plans import RUN, load_plan
-from sensorlab.cluster.preflight import concurrent_runs, open_tracking
+from sensorlab.cluster.preflight import Capacity, capacity, open_tracking
 from sensorlab.cluster.progress import RunLine, Ticker
 from sensorlab.cluster.start import Cluster
 from sensorlab.cluster.trainer import demand, fit_run, trains_in_process
@@ -77,14 +77,15 @@ class RunPlan:
         )
 
 
-def check_single(plan: RunPlan, cluster: Cluster) -> Store | None:
-    """What takes seconds to know; making a dataset, which may take hours, is next. Returns the tracking store.
+def check_single(plan: RunPlan, cluster: Cluster) -> tuple[Capacity, Store | None]:
+    """What takes seconds to know: (share of the cluster, tracking store). Making a dataset, which may take hours, is
+    next.
 
     Raises:
         UserError: the run does not fit on the cluster, or the store cannot be used.
     """
-    concurrent_runs(demand(plan.experiment, in_sweep=False), cluster.nodes)
-    return open_tracking(plan.tracking_uri, plan.experiment.tracking.experiment, len(cluster.nodes))
+    fitting = capacity(demand(plan.experiment, in_sweep=False), cluster.nodes, limit=1)
+    return fitting, open_tracking(plan.tracking_uri, plan.experiment.tracking.experiment, len(cluster.nodes))
 
 
 def run_single(plan: RunPlan, cluster: Cluster, program: Program) -> dict[str, Any]:
@@ -94,17 +95,19 @@ def run_single(plan: RunPlan, cluster: Cluster, program: Program) -> dict[str, A
         UserError: it does not fit on the cluster, the run cannot start or go on as configured, or another process
             works on it.
     """
-    store = check_single(plan, cluster)
+    fitting, store = check_single(plan, cluster)
     with hold(plan.run_dir, DRIVER):
-        return _run(plan, cluster, program, store)
+        return _run(plan, cluster, program, fitting, store)
 
 
-def _run(plan: RunPlan, cluster: Cluster, program: Program, store: Store | None) -> dict[str, Any]:
+def _run(plan: RunPlan, cluster: Cluster, program: Program, fitting: Capacity, store: Store | None) -> dict[str, Any]:
     config = plan.experiment
     needs = demand(config, in_sweep=False)
     run_id = plan.run_id or (_create_run(store, plan) if store else None)
     plan.save(run_id)
     print(f"run {plan.run_dir.name}: {needs.describe()}; files in {plan.run_dir}", flush=True)
+    if fitting.warning:
+        print(f"warning: {fitting.warning}", flush=True)
     spec = RunSpec(
         experiment=as_dict(config),
         run_dir=str(plan.run_dir),
@@ -112,6 +115,7 @@ def _run(plan: RunPlan, cluster: Cluster, program: Program, store: Store | None)
         program=program,
         in_process=trains_in_process(config.resources, in_sweep=False, local=cluster.local),
         tracking=_target(store, run_id, plan),
+        share=fitting.share,
     )
     started = time.monotonic()
     status = "KILLED"

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sensorlab.cluster.files import write_json
+import sensorlab
+from sensorlab.cluster.files import RESULT, write_json
 from sensorlab.cluster.lease import DRIVER, hold
 from sensorlab.cluster.ledger import Ledger, State, share_ledger
 from sensorlab.cluster.lineage import lineage_data, population_table
 from sensorlab.cluster.plans import SWEEP, load_plan
-from sensorlab.cluster.preflight import concurrent_runs, open_tracking
+from sensorlab.cluster.preflight import Capacity, Share, capacity, open_tracking
 from sensorlab.cluster.progress import SweepLine, Ticker
 from sensorlab.cluster.start import Cluster
 from sensorlab.cluster.sweep_budget import SweepBudget, epochs_trained, reopen
@@ -33,6 +34,7 @@ from sensorlab.config import as_dict, merge
 from sensorlab.errors import UserError
 from sensorlab.experiment import ExperimentConfig, experiment_from
 from sensorlab.runs.client import open_client
+from sensorlab.runs.environment import changed_sources, source_digests
 from sensorlab.runs.links import sweep_link, ui_command
 from sensorlab.runs.recorder import RunStatus
 from sensorlab.runs.store import Store
@@ -83,6 +85,7 @@ class SweepPlan:
     def save(self) -> None:
         content = {
             "name": self.name,
+            "directory": str(self.directory.absolute()),
             "experiment": as_dict(self.experiment),
             "sweep": as_dict(self.sweep),
             "dataset": self.dataset,
@@ -93,8 +96,13 @@ class SweepPlan:
 
     @classmethod
     def load(cls, root: Path, name: str) -> SweepPlan:
-        """The sweep ``name`` (or ``latest``) under ``root``. Raises ``UserError`` that lists the ones there are."""
+        """The sweep ``name`` (or ``latest``) under ``root``.
+
+        Raises:
+            UserError: there is none (the message lists those that there are), or its directory was moved.
+        """
         directory, saved = load_plan(SWEEP, root, name)
+        directory = _home(directory, saved.get("directory"))
         return cls(
             name=directory.name,
             root=directory.parent.parent,
@@ -104,6 +112,25 @@ class SweepPlan:
             tracking_uri=saved["tracking_uri"],
             code_root=saved["code_root"],
         )
+
+
+def _home(found: Path, recorded: str | None) -> Path:
+    """The directory of a sweep as all that it has saved names it: Tune's state, the ledger, the tracking store.
+
+    Raises:
+        UserError: it is another one than the sweep was ``found`` in.
+    """
+    home = Path(recorded or found)
+    if not home.exists():
+        raise UserError(
+            f"{found.name} was moved from {home}: all that it has saved names that place. To go on with it, move it "
+            f"back, or link it there: ln -s {shlex.quote(str(found))} {shlex.quote(str(home))}"
+        )
+    if not home.samefile(found):
+        raise UserError(
+            f"{found} is a copy of the sweep {home}, which all that it has saved names: go on with that one"
+        )
+    return home
 
 
 @dataclass(frozen=True)
@@ -121,8 +148,11 @@ def with_objective(experiment: ExperimentConfig, sweep: SweepConfig) -> Experime
     return experiment_from(tree)
 
 
-def check_sweep(plan: SweepPlan, cluster: Cluster) -> tuple[int, Store | None]:
+def check_sweep(plan: SweepPlan, cluster: Cluster, object_store: int = 0) -> tuple[Capacity, Store | None]:
     """What takes seconds to know: (trials at a time, tracking store). Making a dataset, which may take hours, is next.
+
+    Args:
+        object_store: bytes that the streams of a trial need, once there is a dataset that says so.
 
     Raises:
         UserError: it does not fit on the cluster, the store cannot be used, the scheduler has no epochs to go by, or
@@ -132,41 +162,49 @@ def check_sweep(plan: SweepPlan, cluster: Cluster) -> tuple[int, Store | None]:
 
     check_available(plan.sweep)
     _ = plan.max_epochs
-    concurrent = concurrent_runs(demand(plan.experiment, in_sweep=True), cluster.nodes, plan.sweep.max_concurrent)
-    return concurrent, open_tracking(plan.tracking_uri, plan.experiment.tracking.experiment, len(cluster.nodes))
+    needs = demand(plan.experiment, in_sweep=True, object_store=object_store)
+    fitting = capacity(needs, cluster.nodes, plan.sweep.max_concurrent, "sweep.max_concurrent")
+    return fitting, open_tracking(plan.tracking_uri, plan.experiment.tracking.experiment, len(cluster.nodes))
 
 
-def run_sweep(plan: SweepPlan, cluster: Cluster, program: Program, resume: bool = False) -> SweepOutcome:
+def run_sweep(
+    plan: SweepPlan, cluster: Cluster, program: Program, resume: bool = False, object_store: int = 0
+) -> SweepOutcome:
     """Run (or go on with) a sweep to its end and print its outcome.
+
+    Args:
+        object_store: see :func:`check_sweep`.
 
     Raises:
         UserError: it does not fit on the cluster, the store or the output directory cannot be used, or another process
             works on this sweep.
     """
-    concurrent, store = check_sweep(plan, cluster)
+    fitting, store = check_sweep(plan, cluster, object_store)
     with hold(plan.directory, DRIVER):
-        return _run(plan, program, resume, concurrent, store)
+        return _run(plan, program, resume, fitting, store)
 
 
-def _run(plan: SweepPlan, program: Program, resume: bool, concurrent: int, store: Store | None) -> SweepOutcome:
+def _run(plan: SweepPlan, program: Program, resume: bool, fitting: Capacity, store: Store | None) -> SweepOutcome:
     from sensorlab.cluster.monitor import SweepDriver, share_driver
     from sensorlab.cluster.tuning import fit
 
     sweep = plan.sweep
     needs = demand(plan.experiment, in_sweep=True)
-    trials = sweep.describe(plan.max_epochs)
-    print(f"sweep {plan.name}: {trials}, {concurrent} at a time, each with {needs.describe()}")
+    print(f"sweep {plan.name}: {sweep.describe(plan.max_epochs)}, each with {needs.describe()}")
+    print(fitting.describe())
+    if fitting.warning:
+        print(f"warning: {fitting.warning}", flush=True)
     plan.save()
+    _note_code(plan, resume)
     ledger = Ledger(plan.directory / "ledger.json", sweep.mode)
     share_ledger(plan.directory, ledger)
     budget = SweepBudget(sweep, ledger)
     runs = _open_runs(plan, store)
-    driver = SweepDriver(
-        _trial_plan(plan, program, store), ledger, runs, sweep.objective, budget, sweep.members, sweep.fidelity
-    )
+    trials = _trial_plan(plan, program, store, fitting.share)
+    driver = SweepDriver(trials, ledger, runs, sweep.objective, budget, sweep.members, sweep.fidelity)
     share_driver(driver)
     levels = [sweep.seeds * size for size in sweep.level_sizes] if sweep.fidelity else []
-    line = SweepLine(ledger, sweep.objective, plan.total_trials, concurrent, levels)
+    line = SweepLine(ledger, sweep.objective, plan.total_trials, fitting.runs, levels)
     interrupted = True
     try:
         with Ticker(line):
@@ -175,22 +213,37 @@ def _run(plan: SweepPlan, program: Program, resume: bool, concurrent: int, store
                 ledger.ended = budget.spent
             else:
                 ledger.is_exhausted = False  # the plan may have got more trials
-                fit(plan, driver.plan, concurrent, resume)
+                fit(plan, driver.plan, fitting.runs, resume)
         interrupted = not ledger.ended and _unfinished(ledger, plan)
     finally:  # also on SIGTERM, which Ray turns into SystemExit: a stopped job has 3 s for this
         budget.tick(save=True)
         _close_open_trials(ledger, interrupted)
         if not interrupted:  # a stopped job has no time for it; `sensorlab report` makes it afterwards
             _report(plan, runs)
+        if interrupted:  # said first: a second interrupt ends what follows
+            print(f"interrupted; what is done is kept. Continue with: {resume_command(plan)}", flush=True)
         if runs is not None:
-            _close_runs(runs, ledger, interrupted)
+            _close_runs(runs, driver, interrupted)
         if ledger.ended:
             print(f"the sweep was ended: {ledger.ended}", flush=True)
-        if interrupted:
-            print(f"interrupted; what is done is kept. Continue with: {resume_command(plan)}", flush=True)
     if budget.spent:
         print(f"budget: {budget.describe()}. To go on, raise it: {resume_command(plan)} KEY=VALUE", flush=True)
     return _conclude(plan, driver, store, interrupted)
+
+
+def _note_code(plan: SweepPlan, resume: bool) -> None:
+    """Leave word of the code that the sweep starts with; say so if it goes on with other code."""
+    recorded, package = plan.directory / "source.txt", Path(sensorlab.__file__).parent
+    present = source_digests(package)
+    if not resume:
+        recorded.write_text(present, encoding="utf-8")
+    elif recorded.is_file() and (changed := changed_sources(recorded.read_text(encoding="utf-8"), present)):
+        shown = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if changed[6:] else "")
+        print(
+            f"warning: the sweep was started with other code, and what it trains from now on may not compare with the "
+            f"trials before: {shown} changed",
+            flush=True,
+        )
 
 
 def _report(plan: SweepPlan, runs: SweepRuns | None) -> None:
@@ -205,7 +258,7 @@ def _trials_train_in_process(plan: SweepPlan) -> bool:
     return trains_in_process(plan.experiment.resources, in_sweep=True, local=False)
 
 
-def _trial_plan(plan: SweepPlan, program: Program, store: Store | None) -> TrialPlan:
+def _trial_plan(plan: SweepPlan, program: Program, store: Store | None, share: Share) -> TrialPlan:
     return TrialPlan(
         base=as_dict(plan.experiment),
         sweep_dir=str(plan.directory),
@@ -217,6 +270,7 @@ def _trial_plan(plan: SweepPlan, program: Program, store: Store | None) -> Trial
         tracking_uri=store.uri if store else None,
         log_scaled=log_scaled(plan.sweep),
         code_root=plan.code_root,
+        share=share,
     )
 
 
@@ -227,7 +281,6 @@ def _open_runs(plan: SweepPlan, store: Store | None) -> SweepRuns | None:
     described: dict[str, Any] = {
         "algorithm": sweep.algorithm,
         "scheduler": sweep.scheduler,
-        "num_trials": plan.total_trials,
     }
     if sweep.seeds > 1:
         described["seeds"] = sweep.seeds
@@ -241,7 +294,8 @@ def _open_runs(plan: SweepPlan, store: Store | None) -> SweepRuns | None:
         mode=sweep.mode,
         spool_dir=plan.directory / "recording",
         params=described,
-        tags={"sensorlab.sweep_dir": str(plan.directory)},
+        # What a resumed sweep may change is no parameter: the store refuses another value.
+        tags={"sensorlab.sweep_dir": str(plan.directory), "sensorlab.num_trials": str(plan.total_trials)},
     )
     runs.recorder.log_dict({"experiment": as_dict(plan.experiment), "sweep": as_dict(sweep)}, "config/sweep.json")
     return runs
@@ -255,13 +309,22 @@ def _unfinished(ledger: Ledger, plan: SweepPlan) -> bool:
 def _close_open_trials(ledger: Ledger, interrupted: bool) -> None:
     for record in list(ledger.trials.values()):
         if not record.ended:
+            if (Path(record.run_dir) / RESULT).exists():  # it came to its end, and its last report was on the way
+                ledger.end(record.trial_id, "done")
+                continue
             state: State = "interrupted" if interrupted else "stopped"
             ledger.end(record.trial_id, state, record.reason or ledger.ended or "the sweep ended")
 
 
-def _close_runs(runs: SweepRuns, ledger: Ledger, interrupted: bool) -> None:
+def _close_runs(runs: SweepRuns, driver: SweepDriver, interrupted: bool) -> None:
     """No run stays open: not those of stopped trials, whose processes were ended, and not the sweep's own."""
+    ledger = driver.ledger
     try:
+        if not interrupted:
+            driver.make_pending_runs()
+            if waiting := runs.deliver_leftovers():
+                later = f"sensorlab runs deliver {driver.plan.sweep_dir}"
+                print(f"warning: what {waiting} runs have recorded waits for the tracking store: {later}", flush=True)
         runs.close_children({record.trial_id: _STATUS[record.state] for record in ledger.trials.values()})
         for record in ledger.trials.values():
             if record.state == "failed" and record.run_id:  # may have ended itself under another status

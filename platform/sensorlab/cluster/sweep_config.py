@@ -86,6 +86,12 @@ class SweepConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _objective_fits(self) -> SweepConfig:
+        if self.mode == "max" and self.objective.rpartition("/")[2] in ("loss", "total_loss"):
+            raise ValueError(f"objective {self.objective} is better where it is smaller: set sweep.mode=min")
+        return self
+
+    @model_validator(mode="after")
     def _parts_fit(self) -> SweepConfig:
         if self.is_population:
             for key, value in (("scheduler", "none"), ("seeds", 1), ("fidelity", None)):
@@ -192,7 +198,7 @@ def split_overrides(
     """Apply command-line overrides to an experiment file with a ``sweep`` section.
 
     ``sweep.space.optim.lr={uniform: [0.1, 0.2]}`` replaces the values of one searched key (whose name contains dots),
-    ``sweep.space.optim.lr=null`` takes it out of the search.
+    ``sweep.space.optim.lr=null`` takes it out of the search; so does ``optim.lr: null`` in a file's own space.
 
     Returns:
         (experiment tree, sweep tree, dotted keys that the overrides set in the experiment).
@@ -208,7 +214,7 @@ def split_overrides(
     space = sweep.get("space") or {}
     if not isinstance(space, Mapping):
         raise UserError(f"sweep.space: expected a mapping of dotted keys to their values, found {space!r}")
-    space = dict(space)
+    space = {key: values for key, values in space.items() if values is not None}  # a file takes keys of its base out
     for item in overrides:
         if item.startswith(_SPACE_PREFIX):
             key, equals, text = item[len(_SPACE_PREFIX) :].partition("=")
@@ -276,11 +282,14 @@ def _refuse_new_count(sweep: SweepConfig, count: int) -> None:
 
 
 def resolve(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The experiment of a trial: ``base`` with the sampled values put in."""
-    tree = dict(base)
+    """The experiment of a trial: ``base`` with the sampled values put in.
+
+    The values are put together first: the ``name`` of a section among them drops keys of ``base``, and none of theirs.
+    """
+    together: dict[str, Any] = {}
     for key, value in values.items():
-        tree = merge(tree, nested(key, value))
-    return tree
+        together = merge(together, nested(key, value))
+    return merge(base, together)
 
 
 def log_scaled(sweep: SweepConfig) -> tuple[str, ...]:
@@ -290,7 +299,23 @@ def log_scaled(sweep: SweepConfig) -> tuple[str, ...]:
 
 def load_sweep(sweep: Mapping[str, Any]) -> SweepConfig:
     """The typed ``sweep`` section. Raises ``UserError``."""
+    for key, spec in (sweep.get("space") or {}).items() if isinstance(sweep.get("space"), Mapping) else ():
+        _refuse_shape(key, spec)
     return validate(SweepConfig, dict(sweep), "sweep")
+
+
+def _refuse_shape(key: str, spec: Any) -> None:
+    """Explain what is no dimension at all."""
+    where = f"sweep.space.{key}"
+    if isinstance(spec, list):
+        raise UserError(
+            f"{where}: found the list {spec!r}; say what it means: {{choice: {spec!r}}}, or bounds as in "
+            "{uniform: [0, 1]} or {loguniform: [1e-4, 1e-2]}"
+        )
+    if not isinstance(spec, Mapping):
+        raise UserError(f"{where}: found {spec!r}; a single value belongs outside of sweep.space, as {key}: {spec!r}")
+    if spec and all(isinstance(value, Mapping) and name not in Dimension.model_fields for name, value in spec.items()):
+        raise UserError(f"{where}: searched keys are written with dots: {', '.join(f'{key}.{name}' for name in spec)}")
 
 
 # Tune and Optuna handle scalars well; a list or a mapping among the choices travels as JSON text behind this mark.

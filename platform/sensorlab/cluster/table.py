@@ -28,6 +28,7 @@ def ranked_table(ledger: Ledger, objective: str, fidelity: FidelityConfig | None
     """
     found = leading(ledger.standings())
     fates = {} if fidelity is None else _fates(ledger, fidelity)
+    fates |= _cut_off(ledger)
     if any(len(configuration.trials) > 1 for ranking in found for configuration in ranking.configurations):
         keys = _keys(ledger, ASSIGNED, fidelity)
         blocks = [_configurations(ledger, found, objective, keys, fates), "", *verdict(found[0], objective)]
@@ -93,7 +94,7 @@ def _configurations(
                     *(number(configuration.values.get(key)) for key in keys),
                     str(configuration.epoch),
                     duration(sum(trial.seconds for trial in configuration.trials)),
-                    counted + fates.get(configuration.trials[0].trial_id, ""),
+                    counted + next((fate for trial in configuration.trials if (fate := fates.get(trial.trial_id))), ""),
                 ]
             )
     placed = {trial.trial_id for ranking in found for trial in ranking.trials}
@@ -101,10 +102,15 @@ def _configurations(
         if record.trial_id not in placed:
             values = [number(record.values.get(key)) for key in keys]
             blank = [number(None)] * (3 + len(metrics))
-            rows.append(
-                ["-", f"#{record.number}", *blank, *values, str(record.epoch), duration(record.seconds), record.state]
-            )
+            state = record.state + fates.get(record.trial_id, "")
+            rows.append(["-", f"#{record.number}", *blank, *values, str(record.epoch), duration(record.seconds), state])
     return aligned(rows)
+
+
+def _cut_off(ledger: Ledger) -> dict[str, str]:
+    """Trial id to why the sweep ended before the trial."""
+    stopped = [record for record in ledger.trials.values() if record.state == "stopped" and record.reason]
+    return {record.trial_id: f", {record.reason}" for record in stopped if record.reason == ledger.ended}
 
 
 def _fates(ledger: Ledger, fidelity: FidelityConfig) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sensorlab.cluster.preflight import TRIAL_DRIVER_CPUS, Demand
+from sensorlab.cluster.preflight import GB, TRIAL_DRIVER_CPUS, TRIAL_DRIVER_MEMORY, WORKER_MEMORY, Demand, Share
 from sensorlab.cluster.worker import Report, RunSpec, send_to_train, train_worker, user_error_in
 from sensorlab.errors import UserError
 from sensorlab.experiment import ExperimentConfig, ResourcesConfig, experiment_from
@@ -31,9 +31,10 @@ def trains_in_process(resources: ResourcesConfig, *, in_sweep: bool, local: bool
     return resources.in_process and resources.num_workers == 1 and (in_sweep or local)
 
 
-def demand(config: ExperimentConfig, in_sweep: bool) -> Demand:
-    """What one run of this configuration occupies on the cluster."""
+def demand(config: ExperimentConfig, in_sweep: bool, object_store: int = 0) -> Demand:
+    """What one run of this configuration occupies on the cluster; ``object_store``: bytes that its streams need."""
     resources = config.resources
+    memory = resources.memory_gb
     alone = trains_in_process(resources, in_sweep=in_sweep, local=False)
     return Demand(
         workers=resources.num_workers,
@@ -41,7 +42,25 @@ def demand(config: ExperimentConfig, in_sweep: bool) -> Demand:
         gpus_per_worker=resources.gpus_per_worker,
         data_cpus=resources.data_cpus,
         driver_cpus=TRIAL_DRIVER_CPUS if in_sweep and not alone else 0.0,
+        memory_per_worker=WORKER_MEMORY if memory is None else memory * GB,
+        driver_memory=TRIAL_DRIVER_MEMORY if in_sweep and not alone else 0.0,
+        is_memory_known=memory is not None,
+        object_store=object_store,
     )
+
+
+def trial_resources(resources: ResourcesConfig, share: Share) -> dict[str, float]:
+    """What Tune reserves for the process of a trial. Ray Train reserves the workers of a group when it starts them."""
+    if trains_in_process(resources, in_sweep=True, local=False):
+        return worker_resources(resources, share)
+    needs = {"CPU": TRIAL_DRIVER_CPUS, "memory": TRIAL_DRIVER_MEMORY if share.memory else 0}
+    return {name: amount for name, amount in needs.items() if amount}
+
+
+def worker_resources(resources: ResourcesConfig, share: Share) -> dict[str, float]:
+    """What a training process reserves: CPUs, GPUs, and bytes of memory."""
+    needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker, "memory": share.memory}
+    return {name: amount for name, amount in needs.items() if amount}
 
 
 def fit_run(
@@ -88,7 +107,7 @@ def _fit(
         scaling = ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=_resources_per_worker(resources),
+            resources_per_worker=worker_resources(resources, spec.share),
         )
     trainer = TorchTrainer(
         train_worker,
@@ -106,7 +125,7 @@ def _fit(
             callbacks=[*callbacks, _stop_on_user_error()],
         ),
         datasets=dict(spec.program.datasets(spec)),
-        dataset_config=train_data_config(),
+        dataset_config=train_data_config(spec.share.object_store),
     )
     try:
         return dict(trainer.fit().return_value or {})
@@ -115,13 +134,6 @@ def _fit(
         if message is None:
             raise
         raise UserError(message) from error
-
-
-def _resources_per_worker(resources: ResourcesConfig) -> dict[str, float]:
-    needs = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker:
-        needs["GPU"] = resources.gpus_per_worker
-    return needs
 
 
 def _stop_on_user_error() -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sensorlab.cluster.files import REPORT, RESULT, STOPPED, read_json
+from sensorlab.cluster.preflight import UNSHARED, Share
 from sensorlab.cluster.sweep_config import decode_values, resolve
 from sensorlab.cluster.trainer import fit_run
 from sensorlab.cluster.worker import Program, Report, RunSpec, TrackingTarget, send_to_tune
@@ -36,6 +37,7 @@ class TrialPlan:
     tracking_uri: str | None
     log_scaled: tuple[str, ...] = ()
     code_root: str | None = None
+    share: Share = UNSHARED  # of the cluster, for each trial
 
     def run_dir(self, trial_id: str) -> Path:
         return Path(self.sweep_dir) / "trials" / trial_id
@@ -101,6 +103,7 @@ def _train(plan: TrialPlan, trial_id: str, values: Mapping[str, Any], order: Map
         program=plan.program,
         in_process=plan.in_process,
         tracking=tracking,
+        share=plan.share,
     )
     fit_run(spec, name=f"train-{trial_id}", send=send, max_failures=plan.max_failures)
 

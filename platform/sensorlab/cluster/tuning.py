@@ -11,8 +11,9 @@ from sensorlab.cluster.halving import HyperBand, SuccessiveHalving
 from sensorlab.cluster.monitor import SweepCallback, SweepEnded, SweepGenerator, SweepScheduler, SweepStopper
 from sensorlab.cluster.search.searcher import SweepSearch
 from sensorlab.cluster.search.stopping import EarlyStopping, MedianStopping
-from sensorlab.cluster.trainer import demand
+from sensorlab.cluster.trainer import trial_resources
 from sensorlab.cluster.trial import TrialPlan, run_trial
+from sensorlab.cluster.tune_state import bring_back
 
 if TYPE_CHECKING:
     from sensorlab.cluster.sweep import SweepPlan
@@ -26,15 +27,10 @@ def fit(plan: SweepPlan, trial_plan: TrialPlan, concurrent: int, resume: bool) -
     def trial(values: dict[str, Any]) -> None:
         run_trial(trial_plan, values)
 
-    resources = plan.experiment.resources
-    if trial_plan.in_process:
-        needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    else:
-        needs = {"CPU": demand(plan.experiment, in_sweep=True).driver_cpus}
-    trainable = tune.with_resources(trial, {name: amount for name, amount in needs.items() if amount})
+    trainable = tune.with_resources(trial, trial_resources(plan.experiment.resources, trial_plan.share))
     tuner = _tuner(plan, trainable, concurrent)
     state = plan.directory / _FOLDER
-    if resume and any(state.glob("experiment_state-*.json")):
+    if resume and bring_back(plan.directory, state):
         # The new tuner has left its parts in the directory: they are of the plan as it is now. The trials and what
         # was proposed come from Tune's state.
         tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)

@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sensorlab.cluster.files import REPORT, RESULT, write_json
 from sensorlab.cluster.lease import STALE_S, TRAINING, LeaseGuard, hold
+from sensorlab.cluster.memory import give_back
+from sensorlab.cluster.preflight import UNSHARED, Share
 from sensorlab.cluster.progress import ProgressWriter
 from sensorlab.config import digest
 from sensorlab.engine.callbacks.base import Callback
 from sensorlab.errors import UserError
 from sensorlab.experiment import ExperimentConfig, experiment_from
+from sensorlab.runs.pending import is_pending
 
 if TYPE_CHECKING:
     from sensorlab.engine.training import Training
@@ -47,7 +50,7 @@ class Program(Protocol):
 
 @dataclass(frozen=True)
 class TrackingTarget:
-    """A run that exists in the tracking store, and what its page lists as parameters."""
+    """A run that exists in the tracking store, or is to be made there, and what its page lists as parameters."""
 
     uri: str
     run_id: str
@@ -68,6 +71,7 @@ class RunSpec:
         in_process: the run has one worker, which is this process: no worker group, no ``ray.train`` session.
         tracking: the run in the tracking store that rank 0 feeds; ``None`` records nothing.
         resume: continue from the checkpoints of ``run_dir``; ``False`` refuses to start where there are some.
+        share: of the cluster.
     """
 
     experiment: Mapping[str, Any]
@@ -77,6 +81,7 @@ class RunSpec:
     in_process: bool = True
     tracking: TrackingTarget | None = None
     resume: bool = True
+    share: Share = UNSHARED
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class Reporter(Callback):
 
     def __init__(self, spec: RunSpec, objective: str, mode: str, send: Callable[[Report], None]) -> None:
         self._run_dir = Path(spec.run_dir)
-        self._run_id = spec.tracking.run_id if spec.tracking else None
+        self._run_id = spec.tracking.run_id if spec.tracking and not is_pending(spec.tracking.run_id) else None
         self._objective = objective
         self._worst = -math.inf if mode == "max" else math.inf
         self._send = send
@@ -133,11 +138,15 @@ class Reporter(Callback):
             return
         self._evaluated = False
         best = training.store.best() if training.workers.is_main else None  # reads the whole checkpoint
+        trained = training.workers.gather(digest(training.config))
+        if len(set(trained)) > 1:  # the report is that of the main worker, and would vouch for the others
+            named = ", ".join(f"rank {rank}: {one}" for rank, one in enumerate(trained))
+            raise RuntimeError(f"the workers of {self._run_dir} train different configurations ({named})")
         self.report(
             epoch=training.cursor.epochs_begun,
             step=training.cursor.step,
             metrics=metrics,
-            config_digest=digest(training.config),
+            config_digest=trained[0],
             finished=training.finished,
             protocol=digest(training.protocols.get(self._objective, {})),
             is_main=training.workers.is_main,
@@ -187,6 +196,7 @@ def train_worker(loop_config: Mapping[str, Any]) -> dict[str, Any]:
     """
     import torch
 
+    give_back()  # not at a training's end: one that is ended by an exception is held by it until then
     spec: RunSpec = loop_config["spec"]
     config = experiment_from(spec.experiment)
     torch.set_num_threads(max(1, int(config.resources.cpus_per_worker)))

@@ -20,9 +20,11 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +32,7 @@ import pyarrow as pa
 
 from sensorlab.data.order import Scores
 from sensorlab.data.ordered import OrderedPrefetcher
-from sensorlab.data.payload import Payload, decode_payload, unpack_arrays, unpack_table
+from sensorlab.data.payload import Payload, decode_payload, pack_arrays, pack_table, unpack_arrays, unpack_table
 from sensorlab.data.plan import WorkerBatch
 from sensorlab.data.ray_tasks import MakeBlocks
 from sensorlab.data.stream import Made, PrefetchedStream, Ready, StreamSpec
@@ -45,6 +47,8 @@ _JOIN_TIMEOUT_S = 5.0
 PIECE_TASKS = 128  # of the datasets that a stream makes for itself; starting one takes about 0.1 s
 # Of the object store, for the output of all executions of a run; Ray's own default for each of them.
 _OBJECT_STORE_SHARE = 0.5
+_BATCHES_PER_TASK, _BATCHES_IN_ITERATOR = 2, 12  # see least_object_store
+_PROBED_ROWS = 2
 
 
 def configure_data_context() -> None:
@@ -69,8 +73,9 @@ def configure_data_context() -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
-def train_data_config() -> ray.train.DataConfig:
-    """For ``TorchTrainer(dataset_config=...)``: split every dataset in order, wherever the workers are.
+def train_data_config(object_store: int | None = None) -> ray.train.DataConfig:
+    """For ``TorchTrainer(dataset_config=...)``: split every dataset in order, wherever the workers are; each fills no
+    more than ``object_store`` bytes.
 
     Ray Train replaces the execution options of a dataset by those of the process that made the trainer, whose
     ``DataContext`` need not be the one that made the dataset; here they are explicit.
@@ -78,7 +83,8 @@ def train_data_config() -> ray.train.DataConfig:
     from ray.data import ExecutionOptions
     from ray.train import DataConfig
 
-    return DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False)
+    options = ExecutionOptions(preserve_order=True, resource_limits=_object_store_limit(object_store))
+    return DataConfig(execution_options=options, enable_shard_locality=False)
 
 
 def ray_dataset(
@@ -131,7 +137,31 @@ def ray_dataset(
     # A row cannot be split, and a block is closed as soon as it is larger than this: one row per block, always.
     dataset.context.target_max_block_size = 1
     dataset.context.override_object_store_memory_limit_fraction = _OBJECT_STORE_SHARE / sharing
+    dataset.context.execution_options.resource_limits = _object_store_limit(config.object_store, sharing)
     return dataset
+
+
+def least_object_store(spec: StreamSpec, world_size: int = 1) -> int:
+    """Bytes of the object store that the stream holds however narrow its limit is; with less, Ray spills to disk.
+
+    The size of a batch is that of a small one, made here; how many there are at a time was measured (batches of 8 MB
+    and a limit of two of them; look-ahead of 1 to 16, 1 to 4 tasks: 14 to 24): those that tasks have finished, that
+    Ray's iterator formats and fetches, and the look-ahead's.
+    """
+    config = spec.config
+    job = spec.plan.worker_batch(0, 0, 0, world_size)
+    probe = replace(job, rows=job.rows[:_PROBED_ROWS], is_filler=job.is_filler[:_PROBED_ROWS])
+    in_worker = config.transform_in == "worker"
+    content = pack_table(spec.maker.reader(probe.rows)[0]) if in_worker else pack_arrays(spec.maker(probe)[0])
+    batches = world_size * (config.prefetch_batches + _BATCHES_IN_ITERATOR) + _BATCHES_PER_TASK * config.tasks
+    return math.ceil(content.size / len(probe.rows) * len(job.rows)) * batches
+
+
+def _object_store_limit(size: int | None, sharing: int = 1) -> ray.data.ExecutionResources:
+    """Limit of one of ``sharing`` executions that fill ``size`` bytes of the object store together."""
+    from ray.data import ExecutionResources
+
+    return ExecutionResources.for_limits(object_store_memory=None if size is None else size / sharing)
 
 
 def _plan_chunks(cursors: Iterable[tuple[int, int]], ranks: Sequence[int], size: int) -> list[pa.Table]:

@@ -35,6 +35,9 @@ TensorBatch = dict[str, torch.Tensor]
 Made = tuple[Arrays, tuple[CorruptSample, ...]]
 Ready = tuple[TensorBatch, tuple[CorruptSample, ...]]
 
+STREAMS_OF_A_RUN = 2
+"""Training and evaluation: while one is read, the other waits, and keeps what it has."""
+
 
 class StreamConfig(StrictModel):
     """How samples get from the shards to the step. None of these options changes the content of a batch, except
@@ -62,6 +65,9 @@ class StreamConfig(StrictModel):
     for ever on a small machine; set 1 where CPU nodes do the transforms."""
     batches_per_task: int = Field(default=8, ge=1)
     """Worker batches made by one Ray task, one block each: starting a task costs as much as several blocks."""
+    object_store: int | None = Field(default=None, ge=1)
+    """Bytes of Ray's object store that the stream may fill, over all workers; default: half of the store. A stream
+    takes what it cannot do without (:func:`~sensorlab.data.ray_stream.least_object_store`) also where that is more."""
     stall_timeout_s: float = Field(default=300.0, gt=0.0)
     """Give up when no batch arrives for this long while the step waits for it."""
 

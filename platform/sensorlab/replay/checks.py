@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import sensorlab
@@ -10,10 +9,8 @@ from sensorlab.data.dataset import PreparedDataset
 from sensorlab.engine.checkpoint import CheckpointError, verify
 from sensorlab.errors import UserError
 from sensorlab.replay.record import RecordedRun
-from sensorlab.runs.environment import Environment, capture_environment
+from sensorlab.runs.environment import Environment, capture_environment, changed_sources
 
-# Parts of the package that no number depends on: a change there does not make a run another one.
-WITHOUT_NUMBERS = ("bench", "cli.py", "config_reference.py", "replay", "report", "runs", "selftest")
 PACKAGES = ("torch", "numpy", "pillow", "pyarrow")  # they decode, draw and compute
 SYSTEM = ("device", "processor", "cuda")
 _SHOWN = 6
@@ -64,7 +61,7 @@ def _code(recorded: RecordedRun, present: Environment) -> list[str]:
     then, now = run.text("environment/source.txt"), present.files["source.txt"]
     revision = run.tag("code") or run.tags.get("mlflow.source.git.commit", "unknown")
     if then is not None:
-        changed = _changed_files(_digests(then), _digests(now))
+        changed = changed_sources(then, now)
         if not changed:
             return []
         shown = ", ".join(changed[:_SHOWN]) + (f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else "")
@@ -97,12 +94,3 @@ def _machine(recorded: RecordedRun, present: Environment) -> list[str]:
 def _pairs(text: str | None, separator: str) -> dict[str, str]:
     lines = [line.partition(separator) for line in (text or "").splitlines()]
     return {name.lower(): value for name, _, value in lines}
-
-
-def _digests(text: str) -> dict[str, str]:
-    lines = [line.partition("  ") for line in text.splitlines()]
-    return {path: digest for digest, _, path in lines if path.partition("/")[0] not in WITHOUT_NUMBERS}
-
-
-def _changed_files(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    return sorted(path for path in then.keys() | now.keys() if then.get(path) != now.get(path))

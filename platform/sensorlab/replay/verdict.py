@@ -11,7 +11,9 @@ from typing import Literal
 from sensorlab.engine.checkpoint import CheckpointInfo, CheckpointStore
 from sensorlab.engine.compare import Series, first_difference
 
-Kind = Literal["bit-equal", "equal within the tolerance", "different"]
+Kind = Literal[
+    "bit-equal", "numbers bit-equal (no weights were recorded to compare)", "equal within the tolerance", "different"
+]
 WEIGHTS = "model.safetensors"
 
 
@@ -43,6 +45,7 @@ class WeightsCheck:
     text: str
     largest: float = 0.0
     difference: str = ""
+    is_known: bool = True  # there were weights to compare
 
 
 def compared(recorded: Series, repeated: Series, steps: int | None) -> tuple[Series, Series]:
@@ -64,7 +67,7 @@ def judge(recorded: Series, repeated: Series, weights: WeightsCheck, tolerance: 
     """
     numbers = f"{len(recorded)} numbers over {len({step for step, _ in recorded})} steps"
     exact = first_difference(recorded, repeated) or weights.difference
-    kind: Kind = "bit-equal"
+    kind: Kind = "bit-equal" if weights.is_known else "numbers bit-equal (no weights were recorded to compare)"
     if exact:
         beyond = first_difference(recorded, repeated, tolerance)
         within = beyond is None and weights.largest <= tolerance  # NaN is not
@@ -87,7 +90,7 @@ def check_weights(recorded_dir: Path | None, recorded_tag: tuple[str, int] | Non
         theirs = {info.step: info for info in CheckpointStore(recorded_dir / "checkpoints").all()}
     steps = mine.keys() & (theirs.keys() | ({recorded_tag[1]} if recorded_tag else set()))
     if not steps:
-        return WeightsCheck("weights not compared: no step of which both runs have a checkpoint")
+        return WeightsCheck("weights not compared: no step of which both runs have a checkpoint", is_known=False)
     step = max(steps)
     if step in theirs:
         expected = _digest(theirs[step])

@@ -110,6 +110,7 @@ class Sweep:
     dataset: str = ""
     tracking_uri: str | None = None
     parent_run_id: str | None = None
+    ended: str = ""  # why it ended before all of its trials
     notes: tuple[str, ...] = ()  # what could not be read, for the reader of the report
 
     @property

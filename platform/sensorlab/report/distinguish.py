@@ -9,8 +9,9 @@ both have ``WELCH_FROM`` repeats or more, Welch's test (Biometrika 34, 1947) is 
 The best is compared with every other configuration that trained for as many epochs. A shorter training has another
 mean and another spread, so it is neither tested nor pooled. Of many comparisons some look large by chance, so p values
 are corrected after Holm (Scandinavian Journal of Statistics 6, 1979), which bounds the chance of a single false
-"different" by ``ALPHA``. What the tests cannot see: each trial's objective is its best epoch on the validation data,
-and the best configuration was chosen on the same data. New data will show less.
+"different" by ``ALPHA``. Repeats that are all equal (a saturated objective, or seeds without effect) have no spread
+to measure by, and no verdict. What the tests cannot see: each trial's objective is its best epoch on the validation
+data, and the best configuration was chosen on the same data. New data will show less.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 ALPHA = 0.05
+NO_SPREAD = "no test: all repeats of a configuration gave the same number, so nothing says what their seeds do"
 WELCH_FROM = 5  # repeats of either configuration from which its own variance is good enough
 
 
@@ -64,8 +66,10 @@ def differences(samples: Sequence[Sequence[float]], epochs: Sequence[int]) -> li
         if length != epochs[0]:
             test = f"no test: {length} epochs, the best has {epochs[0]}"
             found.append(Difference(gap, None, test, is_rival=False, is_longer=length > epochs[0]))
-        elif min(len(samples[0]), len(sample)) >= WELCH_FROM:
+        elif min(len(samples[0]), len(sample)) >= WELCH_FROM and np.ptp(samples[0]) + np.ptp(sample) > 0:
             found.append(Difference(gap, *_welch(samples[0], sample)))
+        elif freedom and not any(np.ptp(rival) > 0 for rival in rivals):
+            found.append(Difference(gap, None, NO_SPREAD))
         elif freedom:
             error = math.sqrt(variance * (1 / len(samples[0]) + 1 / len(sample)))
             test = f"t-test, pooled variance, {freedom} d.o.f."
@@ -98,15 +102,11 @@ def _welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, str]:
     parts = [float(np.var(sample, ddof=1)) / len(sample) for sample in (a, b)]
     total = sum(parts)
     gap = float(np.mean(a) - np.mean(b))
-    if total == 0:
-        return (1.0 if gap == 0 else 0.0), "Welch's t-test"
     freedom = total**2 / sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, (a, b), strict=True))
     return _two_sided(gap, math.sqrt(total), freedom), f"Welch's t-test, {freedom:.1f} d.o.f."
 
 
 def _two_sided(gap: float, error: float, freedom: float) -> float:
-    if error == 0:
-        return 1.0 if gap == 0 else 0.0
     return student_tail(abs(gap) / error, freedom)
 
 

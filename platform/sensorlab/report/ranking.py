@@ -15,7 +15,8 @@ at which a trial was trained to its end comes first, so the sweep's best does no
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -89,14 +90,18 @@ class Ranking:
     """Configurations of one protocol and one level, best first.
 
     Attributes:
-        differences: the best against ``configurations[1:]``, one each.
         fidelity: level of all its trials; ``None`` where a sweep has no levels.
     """
 
     protocol: str
     configurations: tuple[Configuration, ...]
-    differences: tuple[Difference, ...] = field(default=())
     fidelity: int | None = None
+
+    @cached_property
+    def differences(self) -> tuple[Difference, ...]:
+        """The best against ``configurations[1:]``, one each; who asks for the best alone does without these tests."""
+        samples = [configuration.objectives for configuration in self.configurations]
+        return tuple(differences(samples, [configuration.epoch for configuration in self.configurations]))
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -158,9 +163,7 @@ def _ranking(protocol: str, trials: Sequence[Trial], mode: Mode, fidelity: int |
     sign = -1.0 if mode == "max" else 1.0
     configurations = [_configuration(group) for group in repeats.values()]
     configurations.sort(key=lambda configuration: (sign * configuration.mean, configuration.trials[0].number))
-    samples = [configuration.objectives for configuration in configurations]
-    tests = differences(samples, [configuration.epoch for configuration in configurations])
-    return Ranking(protocol, tuple(configurations), tuple(tests), fidelity)
+    return Ranking(protocol, tuple(configurations), fidelity)
 
 
 def identity(trial: Trial) -> str:

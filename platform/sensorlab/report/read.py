@@ -52,12 +52,15 @@ def read_sweep(directory: Path, *, ended: bool = False, now: float | None = None
     expected = expected_trials(search, (base.get("train") or {}).get("duration"))
     # At its end a sweep has no outcome yet, or that of an earlier attempt.
     outcome = {} if ended else read_json(directory / "outcome.json") or {}
+    cut_short = str(ledger.get("ended") or "")
+    states = {str(entry.get("state")) for entry in entries}
+    status = _status(states, len(trials), expected, is_live, ended, outcome)
     return Sweep(
         name=str(plan.get("name") or directory.name),
         directory=directory,
         objective=objective,
         mode=mode,
-        status=_status({str(entry.get("state")) for entry in entries}, len(trials), expected, is_live, ended, outcome),
+        status="ended early" if status == "finished" and cut_short else status,
         expected=expected,
         search=search,
         dimensions={key: _dimension(key, spec) for key, spec in space.items() if isinstance(spec, Mapping)},
@@ -65,6 +68,7 @@ def read_sweep(directory: Path, *, ended: bool = False, now: float | None = None
         dataset=str(plan.get("dataset") or ""),
         tracking_uri=plan.get("tracking_uri"),
         parent_run_id=outcome.get("parent_run_id"),
+        ended=cut_short,
     )
 
 

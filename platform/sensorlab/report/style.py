@@ -73,7 +73,8 @@ tbody th { position: sticky; left: 0; background: var(--card); }
 tbody tr:hover, tr.on, tbody tr:hover th, tr.on th { background: var(--faint); }
 [data-same] { color: var(--soft); }
 .differences tr:not(.first) td:not([data-same]) { font-weight: 600; }
-table.result { width: auto; } .result td, .result th { padding: 4px 12px; }
+table.result { width: auto; } .scroll:has(> .result) { width: fit-content; max-width: 100%; }
+.result td, .result th { padding: 4px 12px; }
 .failures td { white-space: normal; max-width: 60ch; }
 .pick { all: unset; cursor: pointer; } .pick:hover, .pick[aria-pressed=true] { text-decoration: underline; }
 .pick:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; border-radius: 3px; }

@@ -9,7 +9,7 @@ from sensorlab.cluster.table import duration, number
 from sensorlab.config import parse_yaml
 from sensorlab.errors import UserError
 from sensorlab.report.content import Sweep, text_key
-from sensorlab.report.distinguish import ALPHA
+from sensorlab.report.distinguish import ALPHA, NO_SPREAD
 from sensorlab.report.gather import Report
 from sensorlab.report.markup import Markup, el, join
 from sensorlab.report.ranking import Configuration, Ranking, leading
@@ -21,7 +21,7 @@ _STANDING = {
     "interrupted": "The sweep was interrupted and has not come to its end. Unfinished trials may still improve.",
     "killed": "The sweep's driver ended without closing the sweep (killed, or its machine went down). What is below is "
     "what had been written by then; unfinished trials may still improve.",
-    "ended early": "The sweep ended before all of its trials had started (time budget, or it gave up).",
+    "ended early": "The sweep ended before all of its trials had come to an end of their own.",
 }
 
 
@@ -34,6 +34,8 @@ def banner(report: Report) -> Markup | None:
     ended = sweep.count("done", "stopped", "failed")
     parts: list[Any] = [el("strong", sweep.status.upper()), f" {_STANDING[sweep.status]} "]
     parts.append(f"{ended}{expected} trials have ended{_open_trials(sweep)}.")
+    if sweep.status == "ended early" and sweep.ended:
+        parts.append(f" Reason: {sweep.ended}.")
     if sweep.status in ("interrupted", "killed"):
         parts += [" Go on with: ", el("code", f"--resume {sweep.directory}"), " of the script that started it."]
     return el("p", *parts, class_="banner", role="status")
@@ -131,6 +133,8 @@ def verdict(main: Ranking) -> list[Any]:
         ]
     second, difference = main.rivals[0]
     gap = f"the means of {best.label} and {second.label} differ by {number(abs(difference.gap))}"
+    if difference.test == NO_SPREAD:
+        return [el("strong", "Not tested: "), f"{gap}; {NO_SPREAD.removeprefix('no test: ')}."]
     if difference.p is None:
         return [
             el("strong", "Not tested: "),

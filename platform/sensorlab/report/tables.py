@@ -11,9 +11,11 @@ from sensorlab.report.content import Trial, text_key
 from sensorlab.report.distinguish import Difference
 from sensorlab.report.gather import Report
 from sensorlab.report.markup import Markup, el, join, number_cell, table
-from sensorlab.report.ranking import SEED, Configuration, Ranking, unranked
+from sensorlab.report.ranking import FORK, SEED, Configuration, Ranking, unranked
 from sensorlab.report.scales import Scale, scale_of
 
+# The order of the samples follows the seed, which repeats have of their own; a generation goes on from a checkpoint.
+_OF_ITS_PLACE = {SEED, "provenance.order", "provenance.fork", FORK.rpartition(".")[0]}
 _MAX_OTHERS = 200  # configurations in the table of differences
 
 
@@ -161,9 +163,9 @@ def differences_table(report: Report, ranking: Ranking) -> Markup:
 def also_different(ranking: Ranking) -> list[str]:
     """Keys that differ between trials although nobody searched them: parts of other models, revisions of the code.
 
-    The order of the samples follows the seed, which repeats have of their own, so it says nothing.
+    What a trial has because of its place in the sweep is none of them.
     """
-    searched = {key for trial in ranking.trials for key in trial.values} | {SEED, "provenance.order"}
+    searched = {key for trial in ranking.trials for key in trial.values} | _OF_ITS_PLACE
     seen: dict[str, set[str]] = {}
     for trial in ranking.trials:
         for key, value in _facts(trial).items():

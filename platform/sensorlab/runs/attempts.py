@@ -41,7 +41,7 @@ class Attempts:
         """An attempt starts at ``step``. One before it that never said how it ended has died."""
         before = self.all[-1] if self.all else None
         if before is None:
-            reason = "start"
+            reason = "start" if step == 0 else "start from another run's checkpoint"
         else:
             if before.outcome == "running":
                 before.outcome = "died"

@@ -59,7 +59,8 @@ def _add_deliver(commands: argparse._SubParsersAction, store: argparse.ArgumentP
         help="deliver what was recorded while the tracking store was away",
         description="Deliver the spool of runs that ended while the tracking store was away.",
     )
-    deliver.add_argument("spool", type=Path, help="spool folder of the runs, as the warning at their end named it")
+    spool_help = "spool folder, as the warning at the run's end named it, or the directory of a run or a sweep"
+    deliver.add_argument("spool", type=Path, help=spool_help)
     deliver.add_argument("--deadline", type=float, default=60.0, help="seconds per run (default: 60)")
     deliver.set_defaults(run=run_deliver)
 
@@ -137,7 +138,7 @@ def run_promote(args: argparse.Namespace) -> int:
 
 
 def run_deliver(args: argparse.Namespace) -> int:
-    """Deliver a spool folder; exit code 1 if something could not be delivered."""
+    """Deliver what waits in a folder; exit code 1 if something could not be delivered."""
     import os
 
     from sensorlab.errors import UserError

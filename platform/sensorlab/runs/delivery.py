@@ -19,6 +19,7 @@ from sensorlab.runs.datasets import log_datasets
 from sensorlab.runs.names import MAX_TAG_LENGTH, MetricNames, metric_name, shortened
 from sensorlab.runs.outbox import Artifact, deliver, image_key, stored_images
 from sensorlab.runs.overview import describe
+from sensorlab.runs.pending import is_pending
 from sensorlab.runs.spool import Record
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Delivery:
         """Find out what the store already has of the run; only the first call that succeeds does anything."""
         if self._client is not None:
             return
+        if is_pending(self.run_id):
+            raise StoreAwayError("the run is made when the store is back")
         client = open_client(self.uri)
         run = client.get_run(self.run_id)
         if run.info.lifecycle_stage != "active":

@@ -20,15 +20,16 @@ _ORIGIN = (
     ("host", "host"),
     ("python", "python"),
     ("order of samples", "order"),
+    ("went on from run", "forked_from"),
 )
 
 
 def run_diff(first: StoredRun, second: StoredRun) -> str:
     """The differences of two runs as text: configuration, origin, metrics, protocols."""
     names = [f"{run.run_id[:12]} {run.name}" for run in (first, second)]
-    blocks = [_section("configuration", names, differing(settings(first), settings(second)), "the same configuration")]
+    blocks = [_section("configuration", names, settings(first), settings(second), "the same configuration")]
     origins = [{shown: run.tag(tag) for shown, tag in _ORIGIN if run.tag(tag)} for run in (first, second)]
-    blocks.append(_section("origin", names, differing(*origins), "the same data, code and machine"))
+    blocks.append(_section("origin", names, origins[0], origins[1], "the same data, code and machine"))
     blocks.append(_metrics(first, second, names))
     blocks.append(_protocols(first, second, names))
     return "\n\n".join(blocks)
@@ -47,9 +48,10 @@ def differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[tuple[s
     return [(key, a, b) for key, a, b in pairs if a != b]
 
 
-def _section(title: str, names: list[str], rows: list[tuple[str, Any, Any]], equal: str) -> str:
+def _section(title: str, names: list[str], left: Mapping[str, Any], right: Mapping[str, Any], equal: str) -> str:
+    rows = differing(left, right)
     if not rows:
-        return f"{title}: {equal}"
+        return f"{title}: {equal if left else 'not recorded of either run'}"
     return aligned([[title, *names], *([key, _text(a), _text(b)] for key, a, b in rows)], left=(0,))
 
 

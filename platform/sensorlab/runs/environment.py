@@ -27,6 +27,8 @@ MAX_DIFF_BYTES = 1_000_000
 REVISION_VARIABLE = "SENSORLAB_GIT_REVISION"
 REVISION_FILE = ".git-revision"
 UNKNOWN = "unknown"
+# Parts of the package that no number depends on: a change there does not make a run another one.
+WITHOUT_NUMBERS = ("bench", "cli.py", "config_reference.py", "replay", "report", "runs", "selftest")
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,18 @@ def source_digests(package: Path) -> str:
     """``sha256  path`` of every Python file of a package, sorted: what the code was, with or without a repository."""
     files = sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
     return "".join(f"{hashlib.sha256((package / name).read_bytes()).hexdigest()}  {name}\n" for name in files)
+
+
+def changed_sources(then: str, now: str) -> list[str]:
+    """Files that numbers depend on and that two :func:`source_digests` do not have in common, sorted."""
+    before, after = _numeric_sources(then), _numeric_sources(now)
+    return sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+
+
+def _numeric_sources(digests: str) -> dict[str, str]:
+    """Path to digest."""
+    lines = [line.partition("  ") for line in digests.splitlines()]
+    return {path: digest for digest, _, path in lines if path.partition("/")[0] not in WITHOUT_NUMBERS}
 
 
 def _parse_revision(text: str, origin: str) -> CodeRevision:

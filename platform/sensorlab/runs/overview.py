@@ -11,10 +11,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sensorlab.runs.lineage import descent, lineage_lines
 from sensorlab.runs.links import WORKFLOW
 from sensorlab.runs.names import MAX_TAG_LENGTH
 from sensorlab.runs.table import duration
-from sensorlab.runs.tags import PARENT_TAG, REPLAY_TAG, ROLE_TAG, TRIAL_TAG
+from sensorlab.runs.tags import FORKED_TAG, PARENT_TAG, REPLAY_TAG, ROLE_TAG, TRIAL_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -33,7 +34,8 @@ def describe(client: MlflowClient, run_id: str, facts: Mapping[str, Any]) -> Non
     present = run.data.tags.get(NOTE_TAG, "")
     if present and _digest(present) != run.data.tags.get(NOTE_DIGEST_TAG):
         return
-    text = overview(run, facts)
+    line = descent(client, run)
+    text = overview(run, facts if len(line) == 1 else {"lineage": lineage_lines(line), **facts})
     if text != present:
         # In this order: after a crash in between, the old text counts as a person's and stays.
         client.set_tag(run_id, NOTE_DIGEST_TAG, _digest(text))
@@ -46,8 +48,9 @@ def overview(run: Run, facts: Mapping[str, Any]) -> str:
     Args:
         run: as the store has it; its tags name its sweep, or the run that it repeats.
         facts: ``attempts`` (see :class:`sensorlab.runs.attempts.Attempt`), ``checkpoints`` (name to path), ``dataset``,
-            ``config_digest``, ``code``, ``run_dir``, ``environment``; or ``trials`` (name, run id, remark) of a sweep.
-            What is missing is left out.
+            ``config_digest``, ``code``, ``run_dir``, ``environment``; or ``trials`` (name, run id, remark) of a sweep,
+            best first; ``lineage``, ``lineage of the best`` (the same) in a population, first generation first. What is
+            missing is left out.
     """
     page = _Page(run)
     rows = _rows(facts, page)
@@ -91,11 +94,11 @@ def _chain(facts: Mapping[str, Any], page: _Page) -> list[str]:
 
 def _rows(facts: Mapping[str, Any], page: _Page) -> list[tuple[str, str]]:
     """The same in full."""
-    trials = [f"{page.run(name, run_id)} {remark}" for name, run_id, remark in facts.get("trials", ())]
     checkpoints = [f"{name}: `{path}`" for name, path in facts.get("checkpoints", {}).items()]
     files = f"{page.file('environment/system.txt')}, {page.file('environment/packages.txt')}"
     rows = [
-        ("trials", _lines(trials)),
+        ("trials", _lines(_linked(facts.get("trials", ()), page), keep_first=True)),
+        *((name, _lines(_linked(facts.get(name, ()), page))) for name in ("lineage", "lineage of the best")),
         ("attempts", _lines([_attempt(each) for each in facts.get("attempts", ())])),
         ("checkpoints", _lines(checkpoints)),
         ("dataset", facts.get("dataset") and f"`{facts['dataset']}`, with its splits under Datasets"),
@@ -112,6 +115,8 @@ def _origin(tags: Mapping[str, str], page: _Page) -> list[str]:
     role, parent = tags.get(ROLE_TAG), tags.get(PARENT_TAG)
     if role == "trial" and parent:
         parts.append(f"{page.run('sweep', parent)} → trial {tags.get(TRIAL_TAG, '')}")
+    if tags.get(FORKED_TAG):
+        parts.append(f"went on from {page.run(tags[FORKED_TAG][:_SHORT], tags[FORKED_TAG])}")
     for name, tag in (("replay of", REPLAY_TAG), ("validation of", "sensorlab.validated_run")):
         if tags.get(tag):
             parts.append(f"{name} {page.run(tags[tag][:_SHORT], tags[tag])}")
@@ -127,10 +132,17 @@ def _attempt(attempt: Mapping[str, Any]) -> str:
     return f"{text} at step {attempt['last_step']}, {duration(attempt['ended'] - attempt['started'])}"
 
 
-def _lines(texts: Sequence[str]) -> str:
-    shown = [text.replace("|", "/").replace("\n", " ") for text in texts[-_MAX_LINES:]]
-    left_out = [f"({len(texts) - _MAX_LINES} earlier)"] if len(texts) > _MAX_LINES else []
-    return "<br>".join(left_out + shown)
+def _linked(runs: Sequence[tuple[str, str, str]], page: _Page) -> list[str]:
+    return [f"{page.run(name, run_id)} {remark}" for name, run_id, remark in runs]
+
+
+def _lines(texts: Sequence[str], keep_first: bool = False) -> str:
+    """Texts as lines of a cell; of too many the last ones, or the first ones."""
+    clean = [text.replace("|", "/").replace("\n", " ") for text in texts]
+    more = len(texts) - _MAX_LINES
+    if more > 0:
+        clean = [*clean[:_MAX_LINES], f"({more} more)"] if keep_first else [f"({more} earlier)", *clean[more:]]
+    return "<br>".join(clean)
 
 
 def _digest(text: str) -> str:

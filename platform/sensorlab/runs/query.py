@@ -139,6 +139,8 @@ class RunIndex:
 
     def __init__(self, uri: str | None = None) -> None:
         self.uri = uri or default_store_uri(Path.cwd())
+        if ":" not in self.uri:
+            raise UserError(f"{self.uri!r} is no address of a tracking store; for a file: --store sqlite:///{self.uri}")
         file = re.fullmatch(r"sqlite:///([^?]+)", self.uri)
         if file and not Path(file[1]).expanduser().is_file():
             said = "" if uri or os.environ.get("MLFLOW_TRACKING_URI") else "; name the store: --store sqlite:///PATH"

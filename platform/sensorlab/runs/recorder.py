@@ -11,6 +11,7 @@ import atexit
 import json
 import logging
 import random
+import re
 import threading
 import time
 from collections import deque
@@ -24,10 +25,13 @@ from sensorlab.runs.client import without_password
 from sensorlab.runs.delivery import Delivery
 from sensorlab.runs.names import metric_name, param_values
 from sensorlab.runs.outbox import Artifact, Outbox, checked_image
+from sensorlab.runs.pending import is_pending
 from sensorlab.runs.spool import Record, Spool
 from sensorlab.runs.tables import Columns, table_content, table_file
 
 logger = logging.getLogger(__name__)
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")  # a run's directory holds other .jsonl files, which are no spools
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -40,7 +44,7 @@ class RunRecorder:
 
     Args:
         uri: tracking URI, as :class:`sensorlab.runs.store.Store` has it.
-        run_id: an existing run; it is set to RUNNING.
+        run_id: an existing run; it is set to RUNNING. Or a pending one (:mod:`sensorlab.runs.pending`).
         spool_dir: folder for what cannot be delivered yet; the same in every attempt of the run.
         interval_s: pause between writes.
         batch_points: number of waiting points that ends the pause early.
@@ -188,7 +192,9 @@ class RunRecorder:
         """
         if self._closed:
             return True
+        deadline_s = 0.0 if is_pending(self.run_id) else deadline_s
         deadline = time.monotonic() + deadline_s
+        self._save(artifacts=True)  # first to disk: a trial that was stopped may be ended while it sends
         self.flush(deadline_s)
         if status is not None:
             self._queue.append(Record("status", 0, _now_ms(), {"status": status, "attempt": self._delivery.attempt}))
@@ -348,8 +354,18 @@ def _now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def deliver_spool(uri: str, spool_dir: str | Path, deadline_s: float = 60.0) -> dict[str, bool]:
+def spooled(folder: str | Path) -> list[tuple[Path, str]]:
+    """(spool folder, run id) of what waits in ``folder`` and below, as the directories of runs and sweeps hold it."""
+    found = {(path.parent, path.stem) for kind in ("jsonl", "artifacts") for path in Path(folder).rglob(f"*.{kind}")}
+    return sorted(entry for entry in found if _RUN_ID.fullmatch(entry[1]))
+
+
+def deliver_spool(uri: str, folder: str | Path, deadline_s: float = 60.0) -> dict[str, bool]:
     """Deliver what ended runs left in their spools, for example after a server was down at their end.
+
+    Args:
+        folder: a spool folder, or the directory of a run or of a sweep.
+        deadline_s: for each run.
 
     Returns:
         Run id to whether the store now has everything of that run.
@@ -357,10 +373,8 @@ def deliver_spool(uri: str, spool_dir: str | Path, deadline_s: float = 60.0) -> 
     Raises:
         UserError: one of the runs is being recorded by a live process.
     """
-    folder = Path(spool_dir)
-    run_ids = {path.stem for pattern in ("*.jsonl", "*.artifacts") for path in folder.glob(pattern)}
     delivered = {}
-    for run_id in sorted(run_ids):
-        recorder = RunRecorder(uri, run_id, folder, interval_s=0.1, reopen=False)
+    for spool_dir, run_id in spooled(folder):
+        recorder = RunRecorder(uri, run_id, spool_dir, interval_s=0.1, reopen=False)
         delivered[run_id] = recorder.close(deadline_s=deadline_s)
     return delivered

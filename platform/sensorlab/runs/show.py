@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sensorlab.errors import UserError
 from sensorlab.runs.attempts import FILE as ATTEMPTS_FILE
+from sensorlab.runs.lineage import descent, lineage_table, place
 from sensorlab.runs.links import run_link, ui_command
 from sensorlab.runs.query import RunIndex, StoredRun
 from sensorlab.runs.sweep_runs import leading_level
@@ -19,14 +20,20 @@ SHORT_ID = 12
 
 
 def in_order(runs: Sequence[StoredRun], sort: str) -> list[StoredRun]:
-    """Runs by "time" (newest first) or by "objective" (best first, those without one last)."""
+    """Runs by "time" (newest first) or by "objective" (best first, those without one last).
+
+    What was measured by another protocol does not compare: its runs stand together, those of most runs first.
+    """
     if sort == "time":
         return list(runs)
+    measured = [(run.tag("objective"), run.protocol) for run in runs if run.best is not None]
 
-    def key(run: StoredRun) -> tuple[str, bool, float]:
-        value = math.nan if run.best is None else run.best[0]
+    def key(run: StoredRun) -> tuple[bool, str, int, str, float]:
+        objective, value = run.tag("objective"), math.nan if run.best is None else run.best[0]
+        if math.isnan(value):
+            return True, objective, 0, "", 0.0
         sign = 1.0 if run.tag("mode") == "min" else -1.0
-        return run.tag("objective"), math.isnan(value), 0.0 if math.isnan(value) else sign * value
+        return False, objective, -measured.count((objective, run.protocol)), run.protocol, sign * value
 
     return sorted(runs, key=key)
 
@@ -59,7 +66,10 @@ def run_table(runs: Sequence[StoredRun]) -> str:
 def run_details(run: StoredRun) -> str:
     """Everything that the store knows of where a run came from and what it left."""
     blocks = [listed(_identity(run))]
-    blocks.append("origin\n" + listed(_origin(run), "  "))
+    blocks.append("origin\n" + listed(_origin(run) or [("not recorded", "")], "  "))
+    line = descent(run.client, run.run)
+    if len(line) > 1:
+        blocks.append("lineage\n" + "\n".join(f"  {each}" for each in lineage_table(line).splitlines()))
     if run.params:
         blocks.append("parameters\n" + listed(sorted(run.params.items()), "  "))
     if protocol := protocol_of(run):
@@ -108,6 +118,7 @@ def _identity(run: StoredRun) -> list[tuple[str, str]]:
         ("run", f"{run.run_id} ({run.name})"),
         ("experiment", run.store.experiment),
         ("role", run.role),
+        ("place", place(run.run)),
         ("sweep", run.parent_id if run.role == "trial" else ""),
         ("best trial", run.tag("best_run_id")),
         ("replay of", run.tag("replay_of")),
@@ -132,7 +143,10 @@ def _origin(run: StoredRun) -> list[tuple[str, str]]:
         ("data digest", run.tag("dataset")),
         *datasets,
         ("code", code and f"{code}{changed}"),
-        ("environment", f"python {run.tag('python')}, {run.tag('device')}, host {run.tag('host')}"),
+        (
+            "environment",
+            run.tag("python") and f"python {run.tag('python')}, {run.tag('device')}, host {run.tag('host')}",
+        ),
         ("files", run.tag("run_dir")),
     ]
     return [(name, text) for name, text in lines if text]
@@ -172,7 +186,8 @@ def best_of(index: RunIndex, text: str | None) -> StoredRun:
     """The best trial of the sweep that ``text`` names (default: the latest sweep), or the run itself.
 
     It is the one that the sweep has noted as its best. If that is not in the store, it is the one with the best value
-    among those that compare: of the leading level of fidelity, and of the protocol of most of these.
+    among those that compare: of the leading level of fidelity, and of the protocol of most of these. Trials that
+    failed are no candidates, whatever they measured.
 
     Raises:
         UserError: no such run, no sweep, or no trial with an objective.
@@ -182,7 +197,7 @@ def best_of(index: RunIndex, text: str | None) -> StoredRun:
         raise UserError("there is no sweep in the store; name a run: `sensorlab runs best RUN`")
     if sweep.role != "sweep":
         return sweep
-    trials = [run for run in index.runs(parent=sweep) if run.best is not None]
+    trials = [run for run in index.runs(parent=sweep) if run.best is not None and run.status != "FAILED"]
     noted = next((run for run in trials if run.run_id == sweep.tag("best_run_id")), None)
     if noted is not None:
         return noted

@@ -167,10 +167,14 @@ class Spool:
                     break
                 good_end += len(line)
                 self._length += 1
-        torn = self.path.stat().st_size - good_end
-        if torn:
-            logger.warning("%s: the last %d bytes are an unfinished record and are dropped", self.path, torn)
-            os.truncate(self.path, good_end)
+        torn = self.path.read_bytes()[good_end:]
+        if torn.count(b"\n"):  # no process that died leaves this: a disk did, or it is no spool
+            kept = self.path.with_suffix(".damaged")
+            kept.write_bytes(torn)
+            logger.warning("%s: the last %d bytes are no records; they are moved to %s", self.path, len(torn), kept)
+        elif torn:
+            logger.warning("%s: the last %d bytes are an unfinished record and are dropped", self.path, len(torn))
+        os.truncate(self.path, good_end)
         self._open()
         if self._length == 0:
             self.advance(0, 0)

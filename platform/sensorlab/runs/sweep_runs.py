@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sensorlab.errors import UserError
 from sensorlab.runs.client import open_client
+from sensorlab.runs.lineage import descent, lineage_lines
 from sensorlab.runs.names import metric_name, param_values
 from sensorlab.runs.outbox import stored_images
 from sensorlab.runs.overview import describe
-from sensorlab.runs.recorder import RunRecorder, RunStatus
+from sensorlab.runs.recorder import RunRecorder, RunStatus, spooled
 from sensorlab.runs.store import Store
 from sensorlab.runs.table import number
 from sensorlab.runs.tags import FIDELITY_TAG, PARENT_TAG, PROTOCOL_TAG, ROLE_TAG, SWEEP_TAG, TRIAL_TAG
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LEFTOVERS_S = 30.0  # for what all trials have left
 BEFORE_FIRST_STEP = -1
 """Step of the placeholder point (NaN) that every run of a sweep starts with."""
 
@@ -73,7 +77,7 @@ class SweepRuns:
         name: name of the parent run.
         objective: metric that ranks the trials, as recorded.
         mode: "max" or "min".
-        spool_dir: where the parent's points wait while the store is away.
+        spool_dir: where the parent's points wait while the store is away; in the sweep's directory.
         params, tags: of the parent.
     """
 
@@ -98,6 +102,7 @@ class SweepRuns:
             {**(tags or {}), "sensorlab.objective": metric_name(objective), "sensorlab.mode": mode},
             objective,
         )
+        self._directory = Path(spool_dir).parent  # of the sweep; those of its trials lie below
         self.recorder = RunRecorder(store.uri, self.parent_run_id, spool_dir)
         self.recorder.log_params(params or {})
 
@@ -156,6 +161,26 @@ class SweepRuns:
                 self._client.set_terminated(run.info.run_id, status=ended[trial_id])
         return ended
 
+    def deliver_leftovers(self, deadline_s: float = _LEFTOVERS_S) -> int:
+        """Send what trials have left in the spools of the sweep's directory: the store was away when they ended, or a
+        stopped one was ended before it had sent everything. Call it when no trial runs any more.
+
+        Returns:
+            Number of runs of which something still waits (``sensorlab runs deliver`` sends it later).
+        """
+        deadline, waiting = time.monotonic() + deadline_s, 0
+        for spool_dir, run_id in spooled(self._directory):
+            if run_id == self.parent_run_id:  # has a recorder
+                continue
+            left_s = deadline - time.monotonic()
+            try:
+                if left_s > 0 and RunRecorder(self.store.uri, run_id, spool_dir, reopen=False).close(deadline_s=left_s):
+                    continue
+            except UserError:  # its process lives, and sends it itself
+                pass
+            waiting += 1
+        return waiting
+
     def trials(self) -> list[TrialRun]:
         """Every child, best first (see :func:`rank`)."""
         return rank([self._trial(run) for run in self._children()], self.mode)
@@ -165,9 +190,12 @@ class SweepRuns:
 
         The description of the sweep's own run then lists them, best first.
         """
+        self.deliver_leftovers()
         trials = self.trials()
         listed = [(trial.name, trial.run_id, f"{number(trial.objective)}, {trial.status.lower()}") for trial in trials]
-        describe(self._client, self.parent_run_id, {"trials": listed})
+        line = descent(self._client, self._client.get_run(trials[0].run_id)) if trials else []
+        lineage = {"lineage of the best": lineage_lines(line)} if len(line) > 1 else {}
+        describe(self._client, self.parent_run_id, {"trials": listed, **lineage})
         with_images = [trial for trial in trials if "mlflow.loggedImages" in trial.tags][:20]
         images = common_images([stored_images(self._client, trial.run_id) for trial in with_images])
         params = [trial.params for trial in trials]

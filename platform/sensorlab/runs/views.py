@@ -27,6 +27,7 @@ from sensorlab.runs.store import Store
 SECTIONS = ("val", "train", "perf", "system")
 MAX_AXES = 8
 MAX_IMAGE_SERIES = 4
+SEED = "seed"
 _VIEW_TAG = "mlflow.sharedViewState."
 
 
@@ -82,7 +83,8 @@ def sweep_view(
     """The state of the page, as MLflow's page writes it itself."""
     companions = {log10_name(name) for name in params}
     columns = [name for name in params if name not in companions]  # tables show the values,
-    axes = [name for name in params if log10_name(name) not in params][:MAX_AXES]  # linear axes their logarithms
+    axes = [name for name in params if log10_name(name) not in params]  # linear axes their logarithms
+    axes = ([name for name in axes if name != SEED] or axes)[:MAX_AXES]  # of repeats; it explains nothing
     # Names of many axes overlap in half a page, so then the two charts of the first section stand below each other.
     wide = {"columns": 1, "cardHeight": 300} if len(axes) > 3 else {"columns": 2, "cardHeight": 360}
     sections = [{**_section("sweep", "Sweep", generated=False), **wide}]

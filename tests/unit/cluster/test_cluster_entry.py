@@ -41,6 +41,8 @@ def started(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "cluster_for", lambda *args, **options: Cluster("", True, ({"CPU": 2.0},)))
     monkeypatch.setattr(launch, "leave", lambda: None)
     monkeypatch.setattr(launch, "ensure_dataset", ensure_dataset)
+    monkeypatch.setattr(entry, "check_on_dataset", lambda sweep, base, dataset: None)
+    monkeypatch.setattr(entry, "least_object_store", lambda experiment, dataset: 0)
     monkeypatch.setattr(single, "run_single", run)
     monkeypatch.setattr(sweep, "run_sweep", run)
     (tmp_path / "toy.yaml").write_text(FILE)

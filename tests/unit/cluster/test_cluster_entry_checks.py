@@ -155,8 +155,9 @@ def ten_samples(monkeypatch):
 
 
 def test_overfit_trains_and_validates_on_the_same_few_plain_samples(ten_samples):
-    config = started("--overfit", "6", "optim.lr=0.25").experiment
+    config = started("--overfit", "6", "optim.lr=0.25", "data.train_fraction=0.5").experiment
     data, training = config.data, config.train
+    assert data.train_fraction == 1.0  # all of the six
     assert (data.max_samples, data.augment, data.train_split, data.val_split) == (6, False, "train", "train")
     assert (data.global_batch, data.last_batch) == (4, "pad")  # 6 samples in batches of 4
     assert str(training.duration) == "200 steps"

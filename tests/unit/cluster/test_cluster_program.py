@@ -9,11 +9,13 @@ import torch
 
 import sensorlab.experiment
 from sensorlab.cluster import program
+from sensorlab.cluster.preflight import Share
 from sensorlab.cluster.program import (
     TRAIN,
     VAL,
     EngineProgram,
     budget_of,
+    least_object_store,
     next_cursor,
     place_of,
     stream_specs,
@@ -28,7 +30,14 @@ from sensorlab.data.shards import ShardInfo
 from sensorlab.engine.fit import FitResult, fit
 from sensorlab.engine.workers import WorkerGroup
 from sensorlab.errors import UserError
-from sensorlab.experiment import CheckpointConfig, DataConfig, EvalConfig, ExperimentConfig, TrainConfig
+from sensorlab.experiment import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    ExperimentConfig,
+    ResourcesConfig,
+    TrainConfig,
+)
 from toy_images import TRAIN_SAMPLES, VAL_SAMPLES, ToyImageConfig, ToyImageTask, streams, write_splits
 
 
@@ -120,6 +129,25 @@ def test_the_validation_of_a_training_is_the_one_alone(prepared):
     alone, beside = validation_spec(config, dataset), stream_specs(config, dataset)[VAL]
     assert alone.plan.fingerprint == beside.plan.fingerprint
     assert alone.config == beside.config
+
+
+@pytest.mark.parametrize("data_cpus", [0.25, 3.0])
+def test_streams_keep_to_the_share_of_their_run(prepared, data_cpus):
+    dataset, config = prepared("train", "val"), experiment()
+    config = config.model_copy(update={"resources": ResourcesConfig(data_cpus=data_cpus)})
+    specs = stream_specs(config, dataset, Share(object_store=1000))
+    # Tasks of both streams hold CPUs at the same time.
+    assert sum(spec.config.tasks * spec.config.task_cpus for spec in specs.values()) == pytest.approx(data_cpus)
+    assert {spec.config.object_store for spec in specs.values()} == {1000}
+    free = stream_specs(config, dataset)
+    assert {spec.config.object_store for spec in free.values()} == {None}
+    assert [spec.plan.fingerprint for spec in specs.values()] == [spec.plan.fingerprint for spec in free.values()]
+
+
+def test_what_streams_need_of_the_object_store_is_that_of_their_batches(prepared):
+    dataset = prepared("train", "val")
+    once, twice = (least_object_store(experiment(val_batch=batch), dataset) for batch in (4, 8))
+    assert 1.4 < twice / once < 1.6  # one of two streams has batches of twice the size
 
 
 @pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda:1", True)])

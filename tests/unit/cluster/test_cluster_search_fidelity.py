@@ -8,14 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sensorlab.cluster.files import RESULT
 from sensorlab.cluster.ledger import Ledger, share_ledger
+from sensorlab.cluster.monitor import SweepDriver
 from sensorlab.cluster.search.propose import WAIT, Outcome, Proposal, new_proposer
 from sensorlab.cluster.search.searcher import SweepSearch
-from sensorlab.cluster.sweep_config import check_space, decode_values, load_sweep
+from sensorlab.cluster.sweep_check import check_space
+from sensorlab.cluster.sweep_config import decode_values, load_sweep
 from sensorlab.cluster.table import failures, ranked_table, summary
+from sensorlab.cluster.trial import TrialPlan
 from sensorlab.config import as_dict
 from sensorlab.errors import UserError
 from sensorlab.experiment import experiment_from
+from sensorlab.runs.tags import FIDELITY_TAG
 
 KEY, VALUES = "data.train_fraction", [0.1, 0.3, 1.0]
 SPACE = {"optim.lr": {"loguniform": [1e-4, 1.0]}, "task.image.size": {"choice": [[96, 176], [128, 224]]}}
@@ -130,6 +135,19 @@ def test_a_trial_that_a_resumed_sweep_tries_again_may_add_a_promotion():
     assert again.assigned == {KEY: 0.3}
 
 
+@pytest.mark.parametrize("algorithm", ["random", "optuna", "evolution"])
+def test_a_resumed_sweep_with_more_trials_fills_the_cheapest_level_first(algorithm):
+    whole = run(sweep_of(algorithm=algorithm, num_trials=9), [])
+    fewer = run(sweep_of(algorithm=algorithm, num_trials=6), [])
+    proposals = [outcome.proposal for outcome in run(sweep_of(algorithm=algorithm, num_trials=9), fewer)]
+    assert proposals[:9] == [outcome.proposal for outcome in fewer]  # levels of 6, 2 and 1
+    added = [outcome.proposal for outcome in whole[6:9]]
+    assert proposals[9:12] == added  # the algorithm goes on with what it had seen of its own level
+    best = sorted({proposal.values["optim.lr"] for proposal in proposals[:12]}, key=lambda lr: abs(np.log10(lr) + 2.0))
+    assert {p.values["optim.lr"] for p in proposals if p.assigned[KEY] == 0.3} >= set(best[:2])
+    assert len(proposals) <= 13 + 1
+
+
 def test_equal_configurations_are_promoted_once():
     space = {"optim.lr": {"choice": [1e-3, 1e-2]}}
     history = run(sweep_of(space=space, num_trials=12), [])
@@ -202,6 +220,7 @@ def test_a_search_restored_at_any_position_goes_on_alike(tmp_path, size):
             sampled = search.suggest(f"t{index}")
             if sampled == "FINISHED":
                 break
+            assert sampled[key].startswith("json:")  # Tune takes mappings for nested parameters
             proposed.append(decode_values(sampled))
             train(ledger, sweep, f"t{index}", proposed[-1], score(proposed[-1]))
         return proposed
@@ -257,6 +276,53 @@ def test_the_best_is_of_the_highest_level_that_was_trained_to_its_end(ledger):
     outcome = summary(ledger)
     assert outcome["best"]["values"] == outcome["best_configuration"]["values"] == {"optim.lr": 2.0, KEY: 0.3}
     assert json.loads(json.dumps(outcome)) == outcome
+
+
+class Mirror:
+    """What the tracking store is told."""
+
+    def __init__(self):
+        self.best, self.tags = [], {}
+
+    def child(self, trial_id, name, params, log_scaled, tags):
+        self.tags[trial_id] = tags
+        return trial_id
+
+    def mirror_best(self, trial_id, run_id, metrics, step):
+        self.best.append((trial_id, metrics["val/iou"]))
+
+
+def test_the_driver_notes_levels_and_mirrors_the_best_of_the_one_that_counts(tmp_path, ledger):
+    mirror = Mirror()
+    plan = TrialPlan(BASE, str(tmp_path), "d", True, 0, "max", None, None)
+    driver = SweepDriver(plan, ledger, mirror, "val/iou", budget=None, fidelity=sweep_of().fidelity)
+
+    def begin(name, level, lr):
+        driver.order(name, {"optim.lr": lr, KEY: VALUES[level]})
+
+    def report(name, epoch, value):
+        driver.take(name, {"epoch": epoch, "objective": value, "metrics": {"val/iou": value}, "run_id": name})
+
+    def end(name):
+        (tmp_path / "trials" / name / RESULT).write_text("{}")
+        driver.ended(name)
+
+    begin("a", 0, 0.1)
+    report("a", 1, 0.8)
+    end("a")
+    begin("b", 1, 0.1)
+    report("b", 1, 0.2)
+    report("b", 2, 0.3)
+    assert mirror.best == [("a", 0.8)]
+    end("b")
+    assert mirror.best == [("a", 0.8), ("b", 0.3)]
+    begin("c", 1, 0.2)
+    report("c", 1, 0.5)
+    assert mirror.best[-1] == ("c", 0.5)
+    driver.crashed("c", {}, "boom", restarts=False)
+    assert mirror.best[-1] == ("b", 0.3)
+    assert [record.fidelity for record in Ledger(ledger.path, "max").trials.values()] == [0, 1, 1]
+    assert mirror.tags == {name: {FIDELITY_TAG: level} for name, level in (("a", "0"), ("b", "1"), ("c", "1"))}
 
 
 def test_a_sweep_that_was_stopped_early_has_a_best(ledger):

@@ -11,6 +11,7 @@ from ray.tune.search.search_generator import SearchGenerator
 from sensorlab.cluster.halving import SuccessiveHalving
 from sensorlab.cluster.ledger import Ledger, share_ledger
 from sensorlab.cluster.monitor import SweepDriver
+from sensorlab.cluster.search.propose import Proposal
 from sensorlab.cluster.search.searcher import SweepSearch
 from sensorlab.cluster.sweep_budget import SweepBudget
 from sensorlab.cluster.sweep_config import AshaConfig, decode_values, load_sweep
@@ -241,3 +242,19 @@ def test_seeds_are_counted_and_not_searched_too():
         load_sweep({"space": {"seed": {"choice": [1, 2]}}, "seeds": 2})
     with pytest.raises(UserError, match="greater than or equal to 1"):
         section(seeds=0)
+
+
+def test_numbers_of_another_protocol_are_no_values_for_a_search(tmp_path, ledger):
+    asked = []
+
+    class Asked:
+        def propose(self, history):
+            asked.append([(outcome.state, outcome.value) for outcome in history])
+            return Proposal({"optim.lr": 0.1 * (1 + len(history)), "task.image.size": [96, 176]})
+
+    searcher = SweepSearch(str(tmp_path), section(seeds=1, num_trials=4), base_seed=5)
+    searcher._proposer = Asked()
+    for index, protocol in enumerate(["day", "night", "day"]):
+        train(ledger, f"t{index}", decode_values(searcher.suggest(f"t{index}")), [0.1 * (1 + index)], protocol=protocol)
+    searcher.suggest("t3")
+    assert asked[-1] == [("complete", 0.1), ("failed", None), ("complete", pytest.approx(0.3))]

@@ -145,6 +145,24 @@ def test_trials_are_compared_within_their_bracket(tmp_path, ledger):
     assert report(hyperband(tmp_path), restored, "3", 1, 0.5) == STOP
 
 
+@pytest.mark.parametrize("rule", ["median", "asha"])
+def test_other_protocols_are_no_rivals(tmp_path, ledger, rule):
+    asha = SuccessiveHalving(str(tmp_path), AshaConfig(), 9, "max")
+    scheduler = asha if rule == "asha" else median(tmp_path, min_trials=1)
+
+    def measured(name, value, protocol):
+        trial, result = SimpleNamespace(trial_id=name), {"epoch": 1, "objective": value, "protocol": protocol}
+        ledger.start(name, {"optim.lr": float(name)}, "", tmp_path)
+        decision = scheduler.on_trial_result(None, trial, result)
+        ledger.report(name, result)
+        return decision
+
+    assert [measured(name, 0.9, "coarse") for name in "012"] == [GO] * 3
+    assert measured("3", 0.1, "fine") == GO
+    assert measured("4", 0.1, "coarse") == STOP
+    assert measured("5", 0.05, "fine") == STOP
+
+
 def test_the_repeats_of_a_configuration_share_its_bracket(tmp_path, ledger):
     scheduler = hyperband(tmp_path, repeats=True)
     for name in ("0s0", "0s1", "1s0", "1s1", "2s0", "2s1", "3s0", "3s1", "4s0", "4s1"):

@@ -79,9 +79,10 @@ def test_epochs_without_evaluation_are_not_reported(spec):
     training = SimpleNamespace(
         config=experiment_from(spec.experiment),
         cursor=Cursor(1, 0, 5),
-        workers=SimpleNamespace(is_main=False),
+        workers=SimpleNamespace(is_main=False, gather=lambda value: [value, value]),
         store=SimpleNamespace(best=lambda: None),
         protocols={},
+        finished=False,
     )
     reporter.on_metrics(training, {"train/loss": 1.0}, 5)
     reporter.on_epoch_end(training, {"train/loss": 1.0})
@@ -90,6 +91,23 @@ def test_epochs_without_evaluation_are_not_reported(spec):
     reporter.on_epoch_end(training, {"train/loss": 1.0, "val/iou": math.nan})
     assert sent[0]["objective"] == -math.inf  # schedulers compare numbers
     assert "val/iou" not in sent[0]["metrics"]
+
+
+def test_workers_that_train_different_configurations_do_not_report(spec):
+    sent = []
+    reporter = Reporter(spec, "val/iou", "max", sent.append)
+    training = SimpleNamespace(
+        config=experiment_from(spec.experiment),
+        cursor=Cursor(1, 0, 5),
+        workers=SimpleNamespace(is_main=False, gather=lambda value: [value, "another"]),
+        store=SimpleNamespace(best=lambda: None),
+        protocols={},
+        finished=False,
+    )
+    reporter.on_metrics(training, {"val/iou": 0.5}, 5)
+    with pytest.raises(RuntimeError, match=r"train different configurations \(rank 0: \w+, rank 1: another\)"):
+        reporter.on_epoch_end(training, {"val/iou": 0.5})
+    assert sent == []
 
 
 class End(BaseException):

@@ -86,7 +86,11 @@ def test_weights_are_compared_by_digest_where_the_files_are_gone(whole: Path, tm
     wrong = check_weights(None, ("0" * 64, 15), whole)
     assert "the recorded ones are not here" in wrong.text
     assert math.isnan(wrong.largest)
-    assert "not compared" in check_weights(None, ("0" * 64, 99), whole).text
+    unknown = check_weights(None, ("0" * 64, 99), whole)
+    assert "not compared" in unknown.text
+    verdict = judge(read_series(whole), read_series(whole), unknown, 0.0)
+    assert verdict.kind == "numbers bit-equal (no weights were recorded to compare)"
+    assert verdict.is_equal
     assert "not compared" in check_weights(None, None, whole).text
     assert "not compared" in check_weights(whole, None, tmp_path).text
 

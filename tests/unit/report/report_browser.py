@@ -17,7 +17,8 @@ from typing import Any
 
 import aiohttp  # Ray's dashboard needs it, so it is there wherever the package is
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NAMES = (os.environ.get("SENSORLAB_TEST_BROWSER", ""), "chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, filter(None, NAMES))), None)
 
 
 class Page:
@@ -48,8 +49,8 @@ class Page:
         elif message.get("method") == "Runtime.exceptionThrown":
             self.complaints.append(json.dumps(params["exceptionDetails"]))
 
-    async def open(self, path: Path, width: int, height: int = 900, dark: bool = False) -> None:
-        """Show a file in a window of this size, in a light or a dark system."""
+    async def open(self, place: Path | str, width: int, height: int = 900, dark: bool = False) -> None:
+        """Show a file or an address in a window of this size, in a light or a dark system."""
         for domain in ("Page", "Network", "Log", "Runtime"):
             await self.call(f"{domain}.enable")
         await self.call("Log.clear")
@@ -60,9 +61,17 @@ class Page:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self.call("Emulation.setEmulatedMedia", features=[scheme])
-        await self.call("Page.navigate", url=path.as_uri())
+        await self.call("Page.navigate", url=place.as_uri() if isinstance(place, Path) else place)
         while await self.value("document.readyState") != "complete":
             await asyncio.sleep(0.05)
+
+    async def wait_for(self, expression: str, seconds: float) -> Any:
+        """The value of an expression as soon as it is true."""
+        deadline = time.monotonic() + seconds
+        while not (found := await self.value(expression)):
+            assert time.monotonic() < deadline, f"never true: {expression}"
+            await asyncio.sleep(0.3)
+        return found
 
     async def value(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
@@ -88,7 +97,8 @@ def browser() -> Iterator[str]:
     """A running browser: the address of the socket of its one tab. It ends with the block."""
     assert BROWSER is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        switches = ["--headless=new", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage"]
+        switches = ["--headless=new", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage", "--disable-quic"]
+        switches += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
         switches += ["--no-sandbox"] if os.geteuid() == 0 else []
         process = subprocess.Popen(
             [BROWSER, *switches, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"],

@@ -22,7 +22,7 @@ SPACE = {
 def experiment(**changes: Any) -> dict[str, Any]:
     """A small complete experiment as plain data; nothing of the report depends on its keys."""
     tree: dict[str, Any] = {"name": "toy", "seed": 0, "optim": {"lr": 1e-3, "weight_decay": 0.0}}
-    tree["train"] = {"duration": "4 epochs"}
+    tree["train"] = {"duration": "4 epochs", "fork": None, "until": None}
     return {**tree, "task": {"name": "toy", "encoder": "res18", "lidar": False}, **changes}
 
 
@@ -72,6 +72,7 @@ def write_trial(
     panels: int = 0,
     protocol: dict[str, Any] | None = None,
     error: str = "",
+    provenance: dict[str, Any] | None = None,
 ) -> None:
     """The files of a trial: its log (10 steps per epoch), its newest checkpoint, its pictures."""
     run_dir = Path(entry["run_dir"])
@@ -88,7 +89,7 @@ def write_trial(
         "config": merged(entry["values"]),
         "protocols": {"val/iou": protocol or PROTOCOL, "val/loss": {"metric": "loss", "task": "x", "split": "val"}},
         "clock": {"totals": {"step": 0.7 * entry["seconds"], "data_wait": 4.0, "evaluation": 6.0}, "time": 0.0},
-        "provenance": {"code": "abc", "dataset": "d1"},
+        "provenance": {"code": "abc", "dataset": "d1", **(provenance or {})},
     }
     checkpoint = run_dir / "checkpoints" / f"step-{10 * len(curve):08d}"
     checkpoint.mkdir(parents=True, exist_ok=True)
@@ -106,7 +107,7 @@ def merged(values: dict[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         node, (*path, leaf) = tree, key.split(".")
         for part in path:
-            node[part] = dict(node.get(part, {}))
+            node[part] = dict(node.get(part) or {})
             node = node[part]
         node[leaf] = value
     return tree
@@ -220,7 +221,7 @@ def population(directory: Path, members: int = 4, generations: int = 4) -> Path:
                 )
             )
             if not failed:
-                write_trial(entries[-1], [value + 0.001, value])
+                write_trial(entries[-1], [value + 0.001, value], provenance={} if donor is None else {"fork": number})
             ends.append(-math.inf if failed else value)
         best, worst = int(np.argmax(ends)), int(np.argmin(ends))
         donors = [generation * members + (best if member == worst else member) for member in range(members)]

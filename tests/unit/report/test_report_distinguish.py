@@ -64,10 +64,15 @@ def test_shorter_trainings_are_neither_tested_nor_pooled():
     assert not mixed[1].is_rival
 
 
-def test_equal_repeats_without_spread():
-    same, other = differences([[0.5, 0.5], [0.5, 0.5], [0.4, 0.4]], [9] * 3)
-    assert same.p == 1.0
-    assert other.p == 0.0
+@pytest.mark.parametrize("repeats", [2, 3, 6])
+def test_repeats_without_any_spread_give_no_verdict(repeats):
+    samples = [[value] * repeats for value in (0.3, 0.3, 0.1)]  # the mean of three times 0.1 is not 0.1
+    for difference in differences(samples, [9] * 3):
+        assert difference.p is None
+        assert not difference.is_clear
+        assert "gave the same number" in difference.test
+    samples.append([0.2, *[0.21] * (repeats - 1)])
+    assert all(difference.p is not None for difference in differences(samples, [9] * 4))  # one spread is known
 
 
 def test_holm_by_hand():

@@ -65,6 +65,7 @@ def test_the_page_draws_members_takeovers_and_the_way(bred):
     assert "The values are those of the last generation only" in plain(section(page, "decision"))
     assert "generation member from" in plain(section(page, "ranking"))
     assert bred.sweep.expected == 16
+    assert "Not searched, but different too" not in page  # whose checkpoint it was is told by the lineage
 
 
 def test_other_searches_have_no_lineage(tmp_path):

@@ -80,7 +80,7 @@ def test_list_sorts_and_filters(call: Call, filled: tuple[str, dict[str, str]]) 
     listed = call("list", "--experiment", "commands")
     assert names(listed) == ["odd", "better", "worse", "the-sweep"]
     assert "not all of these objectives were measured by the same protocol" in listed
-    assert names(call("list", "--sweep", "the-sweep", "--sort", "objective")) == ["odd", "better", "worse"]
+    assert names(call("list", "--sweep", "the-sweep", "--sort", "objective")) == ["better", "worse", "odd"]
     limited = call("list", "--sweep", filled[1]["the-sweep"][:8], "--limit", "1")
     assert names(limited.partition("\n\n")[0]) == ["odd"]
     assert "2 more: --limit 3" in limited
@@ -141,9 +141,32 @@ def test_best_leaves_out_what_does_not_compare(call: Call, filled: tuple[str, di
         assert "0.75 at step 20" in said
         assert "1 trials measured with another protocol" in said
         assert "train_bev.py --validate" in said
-    open_client(filled[0]).set_tag(filled[1]["worse"], "sensorlab.best_checkpoint", "")
+    client = open_client(filled[0])
+    for status in ("FAILED", "FINISHED"):
+        client.update_run(filled[1]["better"], status=status)
+        assert ("(better, " in call("best", "the-sweep")) == (status == "FINISHED")
+    client.set_tag(filled[1]["worse"], "sensorlab.best_checkpoint", "")
     with pytest.raises(UserError, match="has no best checkpoint"):
         call("best", "worse")
+
+
+def test_runs_of_other_tools_are_shown_and_nothing_is_claimed_of_them(
+    call: Call, filled: tuple[str, dict[str, str]]
+) -> None:
+    client = open_client(filled[0])
+    experiment = client.create_experiment("other tools")
+    for name in ("foreign", "alien"):
+        run_id = client.create_run(experiment, run_name=name).info.run_id
+        client.log_metric(run_id, "accuracy", 0.5)
+    assert "host" not in call("show", "foreign")
+    difference = call("diff", "foreign", "alien")
+    assert "configuration: not recorded of either run" in difference
+    assert "origin: not recorded of either run" in difference
+    assert "nothing says whether their numbers compare" in difference
+    listed = call("list", "--sort", "objective")
+    assert names(listed)[:3] == ["better", "worse", "odd"]
+    with pytest.raises(UserError, match="never evaluated"):
+        call("best", "alien")
 
 
 def test_promote_prints_the_address_of_the_model(call: Call, filled: tuple[str, dict[str, str]]) -> None:
@@ -176,4 +199,6 @@ def test_what_does_not_name_one_run_is_refused(call: Call, filled: tuple[str, di
         call("list", "--limit", "0")
     with pytest.raises(UserError, match="there is no tracking store"):
         RunIndex(f"sqlite:///{tmp_path}/none.db")
+    with pytest.raises(UserError, match=r"for a file: --store sqlite:///mlruns\.db"):
+        RunIndex("mlruns.db")
     assert not (tmp_path / "none.db").exists()  # looking does not make one

@@ -14,6 +14,7 @@ import pytest
 
 from sensorlab.runs.client import open_client
 from sensorlab.runs.delivery import Delivery
+from sensorlab.runs.pending import adopt, pending_id
 from sensorlab.runs.recorder import RunRecorder, deliver_spool
 from sensorlab.runs.spool import Record, Spool
 from sensorlab.runs.store import Store
@@ -244,6 +245,53 @@ def test_close_after_failure_keeps_everything_until_it_is_delivered(
     assert run.info.status == "FAILED"
     assert history(run_id, "loss") == [(1, 1.0)]
     assert [file.path for file in open_client(store.uri).list_artifacts(run_id)] == ["notes.txt"]
+
+
+def test_delivery_for_the_directories_of_a_sweep_touches_spools_only(
+    store: Store, new_run: Callable[[], str], tmp_path: Path, history: History, outage: threading.Event
+) -> None:
+    outage.set()
+    run_ids = [new_run() for _ in range(2)]
+    for run_id in run_ids:
+        spool_dir = tmp_path / "trials" / run_id[:8] / "recording"
+        record = recorder(store, run_id, spool_dir)
+        record.log({"loss": 1.0}, 1)
+        assert record.close("FINISHED", 0.1) is False
+        (spool_dir.parent / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n')
+    outage.clear()
+    assert deliver_spool(store.uri, tmp_path, PATIENCE) == dict.fromkeys(run_ids, True)
+    for run_id in run_ids:
+        assert history(run_id, "loss") == [(1, 1.0)]
+        run_dir = tmp_path / "trials" / run_id[:8]
+        assert (run_dir / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 1.0}\n'
+        assert deliver_spool(store.uri, run_dir, PATIENCE) == {}
+
+
+def test_a_run_that_began_while_the_store_was_away_is_recorded_when_it_is_made(
+    store: Store, new_run: Callable[[], str], spool_dir: Path, history: History
+) -> None:
+    record = recorder(store, pending_id("t1"), spool_dir)
+    record.log_params({"lr": 0.1})
+    record.log({"loss": 1.0}, 1)
+    record.log_image(np.zeros((2, 2, 3), np.uint8), "panel", 1)
+    record.log_text("notes", "notes.txt")
+    start = time.monotonic()
+    assert record.close("FINISHED", PATIENCE) is False  # and there is nothing to wait for
+    assert time.monotonic() - start < PATIENCE / 2
+    assert deliver_spool(store.uri, spool_dir, PATIENCE) == {}  # it has no run yet
+    run_id = new_run()
+    adopt(spool_dir, "t2", run_id)
+    assert deliver_spool(store.uri, spool_dir, PATIENCE) == {}
+    adopt(spool_dir, "t1", run_id)
+    again = recorder(store, run_id, spool_dir)  # the run may also go on, in another attempt
+    again.log({"loss": 0.5}, 2)
+    assert again.close("FINISHED", PATIENCE)
+    client = open_client(store.uri)
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.params) == ("FINISHED", {"lr": "0.1"})
+    assert history(run_id, "loss") == [(1, 1.0), (2, 0.5)]
+    assert sorted(file.path for file in client.list_artifacts(run_id)) == ["images", "notes.txt"]
+    assert not [file for file in spool_dir.iterdir() if file.suffix != ".lock"]
 
 
 def test_values_that_are_no_finite_numbers(

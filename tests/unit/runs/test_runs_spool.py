@@ -58,6 +58,21 @@ def test_a_successor_takes_over_and_drops_a_torn_record(tmp_path: Path, caplog: 
     assert successor.last_steps() == {"loss": 3}
 
 
+def test_what_is_no_spool_is_not_thrown_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "run.jsonl"
+    spool = Spool(file)
+    spool.append(records(0, 2))
+    spool.close()
+    damaged = b'{"step": 1, "train/loss": 0.5}\n["metrics",3,1003,{"lo'
+    with file.open("ab") as stream:
+        stream.write(damaged)
+    with caplog.at_level(logging.WARNING):
+        successor = Spool(file)
+    assert "moved to" in caplog.text
+    assert (tmp_path / "run.damaged").read_bytes() == damaged
+    assert successor.peek(points=99)[0] == records(0, 2)
+
+
 def test_full_disk_adds_nothing_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = Spool(tmp_path / "run.jsonl")
     spool.append(records(0, 2))

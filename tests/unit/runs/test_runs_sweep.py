@@ -15,6 +15,7 @@ import pytest
 
 from sensorlab.runs import links
 from sensorlab.runs.client import open_client
+from sensorlab.runs.delivery import Delivery
 from sensorlab.runs.recorder import RunRecorder
 from sensorlab.runs.store import Store
 from sensorlab.runs.sweep_runs import SweepRuns, TrialRun, leading_level, rank
@@ -68,6 +69,25 @@ def test_no_child_is_left_running(store: Store, open_sweep: Open) -> None:
     }
     assert sweep.close_children({}) == {}
     sweep.close("FINISHED")
+
+
+def test_what_trials_left_while_the_store_was_away_is_delivered_at_the_end(
+    store: Store, open_sweep: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = open_sweep()
+    children = [sweep.child(name) for name in ("first", "second")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Delivery, "connect", lambda self: 1 / 0)
+        for run_id in children:
+            left = RunRecorder(store.uri, run_id, tmp_path / "trials" / run_id[:8] / "recording")
+            left.log({"val/iou": 0.5}, 10)
+            assert not left.close("FAILED", 0.1)
+        assert sweep.deliver_leftovers(0.1) == 2
+    assert sweep.deliver_leftovers() == 0
+    for run_id in children:
+        run = open_client(store.uri).get_run(run_id)
+        assert (run.info.status, run.data.metrics["val/iou"]) == ("FAILED", 0.5)
+    assert sweep.close("FINISHED")  # its own recorder was left alone
 
 
 def test_trials_are_ranked_by_their_best_value(store: Store, open_sweep: Open, tmp_path: Path) -> None:
@@ -211,3 +231,7 @@ def test_view_details() -> None:
     packed = base64.b64encode(zlib.compress(json.dumps(many).encode()))
     assert len(packed) < 20_000  # the limit of an experiment's tag
     assert many["compareRunSections"][0]["columns"] == 1
+    repeated = sweep_view("abc", "val/iou", "max", ["optim.lr", "seed"], {})
+    assert repeated["compareRunCharts"][0]["selectedParams"] == ["optim.lr"]  # the seed of repeats explains nothing,
+    assert "params.`seed`" in repeated["selectedColumns"]  # but tells them apart
+    assert sweep_view("abc", "val/iou", "max", ["seed"], {})["compareRunCharts"][0]["selectedParams"] == ["seed"]

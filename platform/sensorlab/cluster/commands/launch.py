@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sensorlab.cluster.datasets import ensure_dataset
-from sensorlab.cluster.preflight import concurrent_runs
+from sensorlab.cluster.preflight import capacity
 from sensorlab.cluster.progress import RunLine, Ticker
 from sensorlab.cluster.start import Cluster, connect, disconnect, is_cluster_root, output_root
 from sensorlab.cluster.trainer import demand, fit_run, trains_in_process
@@ -89,7 +89,7 @@ def work(
     Raises:
         UserError: it does not fit on the cluster, or the program met a mistake of the user.
     """
-    concurrent_runs(demand(experiment, in_sweep=False), cluster.nodes)
+    fitting = capacity(demand(experiment, in_sweep=False), cluster.nodes, limit=1)
     spec = RunSpec(
         experiment=as_dict(experiment),
         run_dir=str(run_dir),
@@ -97,6 +97,7 @@ def work(
         program=program,
         in_process=trains_in_process(experiment.resources, in_sweep=False, local=cluster.local),
         tracking=tracking,
+        share=fitting.share,
     )
     with Ticker(RunLine(run_dir)):
         return fit_run(spec, name=run_dir.name, send=keep_report, max_failures=0)

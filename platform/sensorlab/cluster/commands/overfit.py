@@ -42,6 +42,7 @@ def overfit_experiment(experiment: ExperimentConfig, samples: int, duration: str
         "name": f"{experiment.name[:72]}_overfit",
         "data": {
             "max_samples": samples,
+            "train_fraction": 1.0,
             "augment": False,
             "val_split": experiment.data.train_split,
             "global_batch": batch,

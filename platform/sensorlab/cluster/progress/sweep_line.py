@@ -10,6 +10,7 @@ from sensorlab.cluster.ledger import Ledger, TrialRecord
 from sensorlab.cluster.progress.line import Frame, Line, Part
 from sensorlab.cluster.progress.run_line import elapsed, eta, rates
 from sensorlab.cluster.progress.state import Progress, ProgressReader
+from sensorlab.report.ranking import searched
 from sensorlab.runs.table import duration, number
 
 
@@ -85,7 +86,9 @@ class SweepLine:
             parts.append(Part(" ".join(record.reason.split())))
         elif record.objective is not None:
             parts.append(Part(f"{self._objective} {number(record.objective)} at epoch {record.best_epoch}"))
-        values = ", ".join(f"{key}={number(value)}" for key, value in record.values.items())
+        values = ", ".join(f"{key}={number(value)}" for key, value in searched(record.values).items())
+        donor = self._ledger.trials.get(record.forked_from or "")
+        values += f", from #{donor.number}" if donor is not None else ""
         parts.append(Part(f"{record.epoch} epochs in {duration(record.seconds)}", 1))
         return Line(f"{clock} trial #{record.number} {record.state}", (*parts, *([Part(values, 2)] if values else [])))
 

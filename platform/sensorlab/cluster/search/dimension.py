@@ -48,7 +48,7 @@ class Dimension(StrictModel):
         if self.choice is not None:
             if not values:
                 raise ValueError("choice needs at least one value")
-            if len({canonical_json(value) for value in values}) < len(values):
+            if len({canonical_json(_one_spelling(value)) for value in values}) < len(values):
                 raise ValueError("choice lists a value twice")
         elif values[0] >= values[1]:
             raise ValueError(f"{kinds[0]}: the lower bound {values[0]} is not below the upper bound {values[1]}")
@@ -132,6 +132,15 @@ class Dimension(StrictModel):
 
     def _scaled(self, value: float) -> float:
         return math.log(value) if self.is_log else float(value)
+
+
+def _one_spelling(value: Any) -> Any:
+    """1 for 1.0, also inside of lists and mappings: a key reads them as the same value."""
+    if isinstance(value, Mapping):
+        return {key: _one_spelling(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_one_spelling(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class Multiples:

@@ -42,7 +42,7 @@ class Outcome:
     """What became of a proposal.
 
     Attributes:
-        state: ``pending`` until all of its repeats have ended, ``failed`` if none of them has an objective.
+        state: ``pending`` until all of its repeats have ended, ``failed`` if none has an objective that compares.
         value: mean objective of its repeats; ``None`` unless it is ``complete``.
         last: the objective that its first repeat reported last.
         rungs: epoch of a rung of the scheduler, or of the end of a training that came to it, to the objective that its

@@ -11,6 +11,7 @@ that a restored sweep needs.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from sensorlab.cluster.search.propose import WAIT, Outcome, Proposal, new_propos
 from sensorlab.cluster.search.standing import mean_objective
 from sensorlab.cluster.sweep_config import SweepConfig, decode_values
 from sensorlab.engine.checkpoint import CheckpointStore
-from sensorlab.report.ranking import FORK, INIT, SEED
+from sensorlab.report.ranking import FORK, INIT, SEED, leading
 
 
 @dataclass
@@ -71,7 +72,8 @@ class SweepSearch(Searcher):
             return self._proposed[-1]
         if len(self._proposed) * self._sweep.seeds >= self._total:
             return None
-        proposal = self._proposer.propose([self._outcome(repeated) for repeated in self._proposed])
+        comparable = self._comparable()
+        proposal = self._proposer.propose([self._outcome(repeated, comparable) for repeated in self._proposed])
         if proposal is None or proposal == WAIT:
             return proposal
         self._proposed.append(Repeated(proposal))
@@ -88,7 +90,14 @@ class SweepSearch(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing to keep: the ledger knows what became of the trial."""
 
-    def _outcome(self, repeated: Repeated) -> Outcome:
+    def _comparable(self) -> set[str]:
+        """Ids of the trials whose objectives compare: those of the protocol that most trials of their level have."""
+        found = leading(shared_ledger(self._sweep_dir).standings())
+        return {trial.trial_id for ranking in found for trial in ranking.trials}
+
+    def _outcome(self, repeated: Repeated, comparable: AbstractSet[str]) -> Outcome:
+        """What became of a proposal. Without trials that are ``comparable`` it has failed: another protocol's number
+        would say nothing about the values that were proposed."""
         known = shared_ledger(self._sweep_dir).trials
         records = [known[trial_id] for trial_id in repeated.trial_ids if trial_id in known]
         seen: dict[str, Any] = {}
@@ -100,6 +109,8 @@ class SweepSearch(Searcher):
         if len(records) < self._sweep.seeds or not all(record.ended for record in records):
             return Outcome(repeated.proposal, "pending", **seen)
         mean = mean_objective(records, self._sweep.mode)
+        if mean is not None and comparable.isdisjoint(record.trial_id for record in records):
+            return Outcome(repeated.proposal, "failed")
         return Outcome(repeated.proposal, "failed" if mean is None else "complete", mean, **seen)
 
     def _last_checkpoint(self, position: int) -> str:

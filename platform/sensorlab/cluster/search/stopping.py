@@ -5,6 +5,8 @@ repeats of the others, which have the same seed, and its configuration stands or
 never compared; they end at the epoch where the first one ended, so all repeats of a configuration train equally long.
 (One that had run ahead ends at its next report.) If the first repeat fails, the next one takes its place.
 
+Objectives that were measured by different protocols are different quantities, and are not compared either.
+
 The state of a scheduler is the ledger, so a restored sweep decides with all that it had seen. Tune does not save the
 state of schedulers.
 """
@@ -43,7 +45,7 @@ class EarlyStopping(FIFOScheduler):
 
         Args:
             record: the trial that has reported. It may report again what it did before a restart.
-            rivals: the trials that it is compared with, without itself.
+            rivals: the trials that it is compared with, without itself: those that measured by the same protocol.
             epoch: trained so far.
             value: the objective there.
         """
@@ -59,7 +61,9 @@ class EarlyStopping(FIFOScheduler):
         before = _written(leader), _written(record)
         self.enter(leader, rivals)
         record.bracket = leader.bracket
-        lost = self.fell_behind(record, rivals, int(result["epoch"]), float(result["objective"]))
+        protocol = result.get("protocol", "")
+        alike = [other for other in rivals if not protocol or other.protocol in ("", protocol)]
+        lost = self.fell_behind(record, alike, int(result["epoch"]), float(result["objective"]))
         if leader is record and lost is not None and record.stopped_at is None:
             record.stopped_at = lost
         if before != (_written(leader), _written(record)):
