@@ -97,8 +97,9 @@ class BaseTask(ABC):
 
         In training the engine replaces each by its mean over the workers and hands it to ``losses`` as an entry of the
         batch, so that averaging the gradients gives those of the global batch, exactly. A batch without the entry, as
-        in evaluation, stands for itself. Computed from inputs and targets alone, before the model runs. A mean of counts may
-        be below 1: a loss that guards against division by zero must guard against 0 alone.
+        in evaluation, stands for itself. Computed from inputs and targets alone, before the model runs.
+
+        A mean of counts may be below 1: a loss that guards against division by zero must guard against 0 alone.
 
         Returns:
             Name of the entry to a float tensor; the same names and shapes for every batch.
