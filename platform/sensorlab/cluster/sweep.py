@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sensorlab
-from sensorlab.cluster.files import RESULT, write_json
+from sensorlab.cluster.files import write_json
 from sensorlab.cluster.lease import DRIVER, hold
-from sensorlab.cluster.ledger import Ledger, State, share_ledger
+from sensorlab.cluster.ledger import Ledger, share_ledger
 from sensorlab.cluster.lineage import lineage_data, population_table
 from sensorlab.cluster.plans import SWEEP, load_plan
 from sensorlab.cluster.preflight import Capacity, Share, capacity, open_tracking
 from sensorlab.cluster.progress import SweepLine, Ticker
-from sensorlab.cluster.start import Cluster
+from sensorlab.cluster.start import Cluster, disconnect
 from sensorlab.cluster.sweep_budget import SweepBudget, epochs_trained, reopen
 from sensorlab.cluster.sweep_config import SweepConfig, load_sweep, log_scaled
 from sensorlab.cluster.table import failures, ranked_table, summary
@@ -33,17 +33,13 @@ from sensorlab.cluster.worker import Program
 from sensorlab.config import as_dict, merge
 from sensorlab.errors import UserError
 from sensorlab.experiment import ExperimentConfig, experiment_from
-from sensorlab.runs.client import open_client
 from sensorlab.runs.environment import changed_sources, source_digests
 from sensorlab.runs.links import sweep_link, ui_command
-from sensorlab.runs.recorder import RunStatus
 from sensorlab.runs.store import Store
 from sensorlab.runs.sweep_runs import SweepRuns
 
 if TYPE_CHECKING:
     from sensorlab.cluster.monitor import SweepDriver
-
-_STATUS: dict[str, RunStatus] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
 @dataclass(frozen=True)
@@ -185,6 +181,7 @@ def run_sweep(
 
 
 def _run(plan: SweepPlan, program: Program, resume: bool, fitting: Capacity, store: Store | None) -> SweepOutcome:
+    from sensorlab.cluster.closing import close_open_trials, close_runs, deliver
     from sensorlab.cluster.monitor import SweepDriver, share_driver
     from sensorlab.cluster.tuning import fit
 
@@ -217,13 +214,15 @@ def _run(plan: SweepPlan, program: Program, resume: bool, fitting: Capacity, sto
         interrupted = not ledger.ended and _unfinished(ledger, plan)
     finally:  # also on SIGTERM, which Ray turns into SystemExit: a stopped job has 3 s for this
         budget.tick(save=True)
-        _close_open_trials(ledger, interrupted)
+        close_open_trials(ledger, interrupted)
         if not interrupted:  # a stopped job has no time for it; `sensorlab report` makes it afterwards
+            deliver(runs, driver)
             _report(plan, runs)
         if interrupted:  # said first: a second interrupt ends what follows
             print(f"interrupted; what is done is kept. Continue with: {resume_command(plan)}", flush=True)
+            disconnect()  # ends the trials: one that has just begun would open its run again
         if runs is not None:
-            _close_runs(runs, driver, interrupted)
+            close_runs(runs, driver, interrupted)
         if ledger.ended:
             print(f"the sweep was ended: {ledger.ended}", flush=True)
     if budget.spent:
@@ -304,40 +303,6 @@ def _open_runs(plan: SweepPlan, store: Store | None) -> SweepRuns | None:
 def _unfinished(ledger: Ledger, plan: SweepPlan) -> bool:
     all_begun = ledger.is_exhausted or len(ledger.trials) >= plan.total_trials
     return not all_begun or not all(record.ended for record in ledger.trials.values())
-
-
-def _close_open_trials(ledger: Ledger, interrupted: bool) -> None:
-    for record in list(ledger.trials.values()):
-        if not record.ended:
-            if (Path(record.run_dir) / RESULT).exists():  # it came to its end, and its last report was on the way
-                ledger.end(record.trial_id, "done")
-                continue
-            state: State = "interrupted" if interrupted else "stopped"
-            ledger.end(record.trial_id, state, record.reason or ledger.ended or "the sweep ended")
-
-
-def _close_runs(runs: SweepRuns, driver: SweepDriver, interrupted: bool) -> None:
-    """No run stays open: not those of stopped trials, whose processes were ended, and not the sweep's own."""
-    ledger = driver.ledger
-    try:
-        if not interrupted:
-            driver.make_pending_runs()
-            if waiting := runs.deliver_leftovers():
-                later = f"sensorlab runs deliver {driver.plan.sweep_dir}"
-                print(f"warning: what {waiting} runs have recorded waits for the tracking store: {later}", flush=True)
-        runs.close_children({record.trial_id: _STATUS[record.state] for record in ledger.trials.values()})
-        for record in ledger.trials.values():
-            if record.state == "failed" and record.run_id:  # may have ended itself under another status
-                _mark_failed(runs, record.run_id, record.reason)
-    except Exception as error:
-        print(f"warning: not all runs could be closed in the tracking store: {error}", flush=True)
-    runs.close("KILLED" if interrupted else "FINISHED", deadline_s=1.5 if interrupted else 30.0)
-
-
-def _mark_failed(runs: SweepRuns, run_id: str, reason: str) -> None:
-    client = open_client(runs.store.uri)
-    client.set_tag(run_id, "sensorlab.error", reason[:500])
-    client.set_terminated(run_id, status="FAILED")
 
 
 def _comparison_link(runs: SweepRuns, interrupted: bool) -> str:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from sensorlab.cluster.closing import close_open_trials
 from sensorlab.cluster.files import RESULT, write_json
 from sensorlab.cluster.ledger import Ledger
-from sensorlab.cluster.sweep import SweepPlan, _close_open_trials, _note_code
+from sensorlab.cluster.sweep import SweepPlan, _note_code
 from sensorlab.cluster.sweep_config import load_sweep
 from sensorlab.errors import UserError
 from sensorlab.experiment import experiment_from
@@ -74,5 +75,5 @@ def test_a_trial_that_has_its_result_is_not_called_stopped(tmp_path: Path) -> No
     for name in "ab":
         ledger.start(name, {"optim.lr": 0.1}, "d", tmp_path / "trials" / name)
     write_json(tmp_path / "trials" / "a" / RESULT, {"epochs": 6})
-    _close_open_trials(ledger, interrupted=True)
+    close_open_trials(ledger, interrupted=True)
     assert [record.state for record in ledger.trials.values()] == ["done", "interrupted"]
