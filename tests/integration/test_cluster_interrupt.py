@@ -93,6 +93,7 @@ def is_in(phase: str) -> Callable[[Path], bool]:
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "run begins": lambda run: True,
+    "group starts": lambda run: (run / "ray_train").exists(),  # until it trains: 10 s
     "training": is_in("train"),
     "evaluation": is_in("val"),
     "checkpoint": lambda run: any(run.glob("checkpoints/.tmp-*")),
@@ -104,8 +105,11 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("moment", "resources"),
-    [(moment, ()) for moment in MOMENTS]
-    + [("training", ("resources.num_workers=2", "resources.cpus_per_worker=0.5", "data.global_batch=2"))],
+    [(moment, ()) for moment in MOMENTS if moment != "group starts"]
+    + [
+        (moment, ("resources.num_workers=2", "resources.cpus_per_worker=0.5", "data.global_batch=2"))
+        for moment in ("group starts", "training")
+    ],
 )
 def test_in_the_middle_of_a_run(experiment, moment, resources):
     root, log = experiment / "outputs", experiment / "log"

@@ -12,6 +12,7 @@ from toy_program import ToyProgram
 from sensorlab.cluster.start import connect, disconnect
 from sensorlab.cluster.sweep import SweepPlan, run_sweep, with_objective
 from sensorlab.cluster.sweep_config import load_sweep, with_more
+from sensorlab.errors import exit_on_user_error
 from sensorlab.experiment import experiment_from
 
 
@@ -49,4 +50,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_on_user_error(main))

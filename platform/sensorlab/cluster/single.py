@@ -16,7 +16,7 @@ from sensorlab.cluster.lease import DRIVER, hold
 from sensorlab.cluster.plans import RUN, load_plan
 from sensorlab.cluster.preflight import Capacity, capacity, open_tracking
 from sensorlab.cluster.progress import RunLine, Ticker
-from sensorlab.cluster.start import Cluster
+from sensorlab.cluster.start import Cluster, disconnect
 from sensorlab.cluster.trainer import demand, fit_run, trains_in_process
 from sensorlab.cluster.worker import Program, RunSpec, TrackingTarget, keep_report
 from sensorlab.config import as_dict, digest, flatten
@@ -128,10 +128,12 @@ def _run(plan: RunPlan, cluster: Cluster, program: Program, fitting: Capacity, s
         status = "FAILED"
         raise
     finally:  # also on SIGTERM, which Ray turns into SystemExit
+        if status != "FINISHED":  # said first: a second interrupt ends what follows
+            print(f"not finished; continue with: {resume_command(plan)}", flush=True)
+        if status == "KILLED":
+            disconnect()  # ends a worker group: one that has just begun would open the run again
         if store is not None and run_id is not None:
             end_run(store, run_id, status)
-        if status != "FINISHED":
-            print(f"not finished; continue with: {resume_command(plan)}", flush=True)
     return _conclude(plan, result, store, run_id, time.monotonic() - started)
 
 

@@ -46,6 +46,7 @@ ENVIRONMENT: dict[str, str] = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "45",  # a stopped trial may take this long to close its run before actor reuse
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune waits 10 s for trials in the middle of an epoch, and then kills them
     "RAY_USAGE_STATS_ENABLED": "0",
     **SWITCHES,
 }
@@ -207,10 +208,16 @@ def connect(
 
 
 def disconnect() -> None:
-    """Leave the cluster; a local one ends with it."""
+    """Leave the cluster; a local one ends with it. Takes no notice of Ctrl-C, which would leave half of it running."""
     import ray
 
-    ray.shutdown()
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
+    try:
+        ray.shutdown()
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def _end_cleanly_on_sigterm() -> None:

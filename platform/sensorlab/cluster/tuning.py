@@ -22,7 +22,10 @@ _FOLDER = "tune"
 
 
 def fit(plan: SweepPlan, trial_plan: TrialPlan, concurrent: int, resume: bool) -> None:
-    """Run (or go on with) all trials; returns when the sweep has come to its end, or was ended."""
+    """Run (or go on with) all trials; returns when the sweep has come to its end, was ended, or interrupted.
+
+    An interrupt leaves the trials running, until this driver leaves the cluster.
+    """
 
     def trial(values: dict[str, Any]) -> None:
         run_trial(trial_plan, values)
@@ -34,7 +37,7 @@ def fit(plan: SweepPlan, trial_plan: TrialPlan, concurrent: int, resume: bool) -
         # The new tuner has left its parts in the directory: they are of the plan as it is now. The trials and what
         # was proposed come from Tune's state.
         tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
-    with contextlib.suppress(SweepEnded):  # the ledger says why
+    with contextlib.suppress(SweepEnded, KeyboardInterrupt):  # the ledger says why it ended
         tuner.fit()
 
 
