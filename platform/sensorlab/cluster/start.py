@@ -47,6 +47,7 @@ ENVIRONMENT: dict[str, str] = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "45",  # a stopped trial may take this long to close its run before actor reuse
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune waits 10 s for trials in the middle of an epoch, and then kills them
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for each trial between the table and its reader
     "RAY_USAGE_STATS_ENABLED": "0",
     **SWITCHES,
 }
