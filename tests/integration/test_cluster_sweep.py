@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,17 @@ def test_a_mistake_of_the_user_is_not_repeated(cluster: Cluster, tmp_path, capfd
     assert reasons == {"the sample 'abc' cannot be used"}
     assert all(record.restarts == 0 for record in outcome.ledger.trials.values())
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_sweep_in_which_nothing_works_ends(cluster: Cluster, tmp_path, capfd):
+    space = {"optim.lr": {"loguniform": [1e-4, 1e-1]}}
+    sweep = plan(tmp_path, space=space, algorithm="random", num_trials=5, max_concurrent=1)
+    started = time.monotonic()
+    outcome = run_sweep(sweep, cluster, ToyProgram(fail_with="user"))
+    assert time.monotonic() - started < 120  # Tune would wait 600 s for another trial
+    assert outcome.exit_code == 1
+    assert "3 trials failed, none has trained an epoch" in capfd.readouterr().out
+    assert len(outcome.ledger.trials) == 3
 
 
 def test_a_bug_is_retried_then_reported_with_its_traceback_on_disk(cluster: Cluster, tmp_path, capfd):

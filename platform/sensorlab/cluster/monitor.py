@@ -343,6 +343,11 @@ class SweepGenerator(SearchGenerator):
         driver = _DRIVERS[self._sweep_dir]
         return None if driver.ledger.ended or driver.budget.spent else super().next_trial()
 
+    def is_finished(self) -> bool:
+        """Also when the sweep has to end: with no trial open, Tune saves its state then, and leaves its loop. Otherwise
+        it would ask for a trial for 600 s, and do nothing else."""
+        return bool(_DRIVERS[self._sweep_dir].ledger.ended) or bool(super().is_finished())
+
     def save_to_dir(self, dirpath: str, session_str: str) -> None:
         super().save_to_dir(dirpath, session_str)
         keep(Path(dirpath), session_str, Path(self._sweep_dir))  # the list of trials was written just before
