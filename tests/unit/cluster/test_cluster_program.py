@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -174,7 +175,9 @@ def spec_of(config: ExperimentConfig, run_dir) -> RunSpec:
 
 def fit_toy(config: ExperimentConfig, run_dir) -> FitResult:
     task = ToyImageTask(config.task)
-    return fit(config, task, *streams(config, task), run_dir=run_dir)
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(contextlib.closing(stream)) for stream in streams(config, task)]
+        return fit(config, task, *opened, run_dir=run_dir)
 
 
 def test_streams_begin_where_training_goes_on(prepared, tmp_path):

@@ -28,11 +28,16 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
     yield
+
+    def left() -> list[str]:
+        return [thread.name for thread in set(threading.enumerate()) - before if "local-stream" in thread.name]
+
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and any("local-stream" in thread.name for thread in threading.enumerate()):
+    while time.monotonic() < deadline and left():
         time.sleep(0.01)
-    assert not [thread.name for thread in threading.enumerate() if "local-stream" in thread.name]
+    assert not left()
 
 
 def make_spec(split: Split, training: bool = True, global_batch: int = 6, **config: Any) -> StreamSpec:
