@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from stream_toys import ToyTask, toy_split
@@ -242,9 +243,11 @@ def test_a_corrupt_sample_names_sample_shard_and_row(tmp_path: Path) -> None:
 def test_a_damaged_row_group_is_found(tmp_path: Path) -> None:
     broken = toy_split(tmp_path)
     path = Path(broken.shards[0])
+    group = pq.read_metadata(path).row_group(1)
+    columns = {group.column(index).path_in_schema: group.column(index) for index in range(group.num_columns)}
+    images = columns["cameras.list.element.jpeg"]
     data = bytearray(path.read_bytes())
-    middle = slice(len(data) // 4, len(data) // 2)
-    data[middle] = bytes(byte ^ 0xFF for byte in data[middle])
+    data[images.data_page_offset + images.total_compressed_size // 2] ^= 0xFF
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"row \d+ of split 'train'.*shard-00000\.parquet.*not readable"):
         read(make_spec(broken), 0)
