@@ -27,7 +27,7 @@ from sensorlab.errors import UserError
 # The toys are shared with the unit tests; Ray workers import them, and this module, too.
 SEARCH_PATH = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "unit" / "data")]
 sys.path[:0] = SEARCH_PATH
-from stream_toys import ToyTask, toy_split  # noqa: E402
+from stream_toys import ToyTask, damage, toy_split  # noqa: E402
 
 pytestmark = pytest.mark.ray
 
@@ -175,10 +175,7 @@ def test_a_corrupt_sample_stops_with_a_user_error_that_names_it(ray_cluster: Non
 
 def test_a_damaged_shard_stops_with_a_user_error_that_names_it(ray_cluster: None, tmp_path: Path) -> None:
     split = toy_split(tmp_path)
-    path = Path(split.shards[1])
-    data = bytearray(path.read_bytes())
-    data[len(data) // 3] ^= 0xFF
-    path.write_bytes(data)
+    damage(split.shards[1], 0)
     with pytest.raises(UserError, match=r"shard-00001\.parquet"):
         collect_ray(make_spec(split), 1, end=1)
 

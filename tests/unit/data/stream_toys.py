@@ -8,6 +8,7 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
 from sensorlab.data.dataset import Split
@@ -79,6 +80,16 @@ def toy_split(
         groups += [(index, number, size) for number, size in enumerate(info.rows)]
         first += count
     return Split("train", "toy-digest", tuple(shards), np.array(groups, np.int64))
+
+
+def damage(shard: str | Path, group: int) -> None:
+    """Change one byte in the middle of the images of a row group."""
+    metadata = pq.read_metadata(shard).row_group(group)
+    columns = {metadata.column(index).path_in_schema: metadata.column(index) for index in range(metadata.num_columns)}
+    images = columns["cameras.list.element.jpeg"]
+    data = bytearray(Path(shard).read_bytes())
+    data[images.data_page_offset + images.total_compressed_size // 2] ^= 0xFF
+    Path(shard).write_bytes(data)
 
 
 class ToyTask:

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from stream_toys import ToyTask, toy_split
+from stream_toys import ToyTask, damage, toy_split
 
 from sensorlab.data.batch import MisfitError
 from sensorlab.data.dataset import Split
@@ -242,13 +241,7 @@ def test_a_corrupt_sample_names_sample_shard_and_row(tmp_path: Path) -> None:
 
 def test_a_damaged_row_group_is_found(tmp_path: Path) -> None:
     broken = toy_split(tmp_path)
-    path = Path(broken.shards[0])
-    group = pq.read_metadata(path).row_group(1)
-    columns = {group.column(index).path_in_schema: group.column(index) for index in range(group.num_columns)}
-    images = columns["cameras.list.element.jpeg"]
-    data = bytearray(path.read_bytes())
-    data[images.data_page_offset + images.total_compressed_size // 2] ^= 0xFF
-    path.write_bytes(data)
+    damage(broken.shards[0], 1)
     with pytest.raises(UserError, match=r"row \d+ of split 'train'.*shard-00000\.parquet.*not readable"):
         read(make_spec(broken), 0)
     tolerant = LocalStream(make_spec(broken, max_corrupt_fraction=0.5, last_batch="pad"))
